@@ -1,0 +1,5 @@
+"""`python -m tramontane`."""
+
+from tramontane.cli import main
+
+main()

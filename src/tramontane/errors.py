@@ -1,0 +1,272 @@
+"""The tree of everything that can go wrong, each kind with a code that never changes.
+
+    TramontaneError
+    ├── InvalidInput              the caller's value, by field
+    │   ├── InvalidJSON
+    │   ├── InvalidCursor
+    │   ├── NotSupported          known, and not built yet
+    │   └── BodyTooLarge
+    ├── NotFound
+    ├── Conflict                  true of the job as it stands
+    │   ├── IdempotencyMismatch
+    │   ├── JobNotEnded
+    │   └── StreamExpired
+    ├── AttemptLost               somebody else owns the job now: write nothing more
+    ├── ConfigurationError        a setting, a port, a directory
+    │   └── DatabaseError
+    ├── JobError                  how a job ended, when not by Mistral's doing
+    │   ├── Interrupted
+    │   ├── JobTimeout
+    │   ├── Cancelled
+    │   └── InternalError
+    └── MistralError              what came, or did not come, from the Mistral API
+        ├── Unauthorized, Forbidden, ModelNotFound, RequestRefused
+        ├── RateLimited, ZeroAllowance
+        ├── UpstreamUnavailable, ConnectFailed, MalformedAnswer, Truncated, GenerationFailed
+        └── UpstreamTimeout       connect, first token, silence, total
+
+The code of an error is part of the HTTP contract; docs/errors.md lists them all.
+"""
+
+from typing import ClassVar
+
+
+class TramontaneError(Exception):
+    """Base of all our errors. `str(error)` is fit to be shown: no secret, no message content."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidInput(TramontaneError):
+    """A value that the caller must change. `field` is its path as the caller wrote it."""
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+        self.reason = message
+
+
+class InvalidJSON(InvalidInput):
+    """A body that is not JSON at all."""
+
+    code = "invalid_json"
+
+
+class InvalidCursor(InvalidInput):
+    """A cursor that is no number (400), or that points past the head of the log (409)."""
+
+    code = "invalid_cursor"
+
+    def __init__(self, message: str, *, past_head: bool) -> None:
+        super().__init__("after", message)
+        self.past_head = past_head
+
+
+class NotSupported(InvalidInput):
+    """A field that is part of the contract but not built yet: refused, never ignored."""
+
+    code = "not_supported"
+
+
+class BodyTooLarge(InvalidInput):
+    """A body over the limit, refused before it is read to its end."""
+
+    code = "body_too_large"
+
+
+class NotFound(TramontaneError):
+    """No such thing, or not yours: the two are not told apart."""
+
+    code = "not_found"
+
+
+class Conflict(TramontaneError):
+    """Asked for something that the present state forbids."""
+
+    code = "conflict"
+
+
+class IdempotencyMismatch(Conflict):
+    """The same Idempotency-Key came with another body."""
+
+    code = "idempotency_mismatch"
+
+
+class JobNotEnded(Conflict):
+    """Only an ended job can be retried or erased: cancel it first."""
+
+    code = "job_not_ended"
+
+
+class StreamExpired(Conflict):
+    """The events are past their retention; the job's result may still be there."""
+
+    code = "stream_expired"
+
+
+class AttemptLost(TramontaneError):
+    """This attempt no longer owns its job. Close the upstream call and write nothing more."""
+
+    code = "attempt_lost"
+
+
+class ConfigurationError(TramontaneError):
+    """Something outside the code keeps the process from starting. The message says what to change."""
+
+    code = "configuration"
+
+
+class DatabaseError(ConfigurationError):
+    """The database is out of reach, of a newer version, or cannot be started."""
+
+    code = "database"
+
+
+class JobError(TramontaneError):
+    """How an attempt ended when it was not Mistral's doing."""
+
+
+class Interrupted(JobError):
+    """The worker died or lost the job, as often as attempts are allowed."""
+
+    code = "interrupted"
+    retryable = True
+
+
+class JobTimeout(JobError):
+    """The attempt took longer than the job's timeout."""
+
+    code = "timeout"
+    retryable = True
+
+
+class Cancelled(JobError):
+    """Somebody asked for the job to stop."""
+
+    code = "cancelled"
+
+
+class InternalError(JobError):
+    """A fault of ours. It is logged with its traceback and retried like a crash."""
+
+    code = "internal"
+    retryable = True
+
+
+class MistralError(TramontaneError):
+    """An answer, or the lack of one, from the Mistral API.
+
+    status: HTTP status, None when there was no answer.
+    retry_after: seconds that Mistral asked us to wait, None when it did not say.
+    correlation_id: Mistral's `mistral-correlation-id`, to quote to its support.
+    upstream_code, upstream_type: `code` and `type` of Mistral's own error body.
+    """
+
+    code = "upstream"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        correlation_id: str | None = None,
+        upstream_code: str | None = None,
+        upstream_type: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.correlation_id = correlation_id
+        self.upstream_code = upstream_code
+        self.upstream_type = upstream_type
+
+
+class Unauthorized(MistralError):
+    """401: the API key is missing, wrong or revoked."""
+
+    code = "upstream_unauthorized"
+
+
+class Forbidden(MistralError):
+    """403: the key is good, but its tier or workspace may not use this."""
+
+    code = "upstream_forbidden"
+
+
+class ModelNotFound(MistralError):
+    """404: no such model or path."""
+
+    code = "upstream_not_found"
+
+
+class RequestRefused(MistralError):
+    """400, 413, 422 and any other 4xx: the request itself is wrong, so repeating it is useless."""
+
+    code = "upstream_refused"
+
+
+class RateLimited(MistralError):
+    """429: wait and try again."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class ZeroAllowance(MistralError):
+    """429 with a limit of zero: this key may never use this model, so waiting is useless."""
+
+    code = "zero_allowance"
+
+
+class UpstreamUnavailable(MistralError):
+    """5xx, in whatever body."""
+
+    code = "upstream_unavailable"
+    retryable = True
+
+
+class ConnectFailed(MistralError):
+    """Refused, reset, unresolved, or closed before an answer."""
+
+    code = "connect_failed"
+    retryable = True
+
+
+class MalformedAnswer(MistralError):
+    """A success status with a body that is not what was asked for."""
+
+    code = "upstream_malformed"
+    retryable = True
+
+
+class Truncated(MistralError):
+    """The stream ended without a `finish_reason`: an interruption, not an end."""
+
+    code = "truncated"
+    retryable = True
+
+
+class GenerationFailed(MistralError):
+    """Mistral reported the failure inside the stream, or as `finish_reason: "error"`."""
+
+    code = "generation_failed"
+    retryable = True
+
+
+class UpstreamTimeout(MistralError):
+    """Mistral was too slow. `phase` is `connect`, `first_token`, `silence` or `total`."""
+
+    code = "upstream_timeout"
+    retryable = True
+
+    def __init__(self, phase: str, seconds: float) -> None:
+        super().__init__(f"Mistral did not answer in time: {phase.replace('_', ' ')} took over {seconds:g} s")
+        self.phase = phase

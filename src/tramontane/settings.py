@@ -1,0 +1,178 @@
+"""Settings: one frozen value, read once, from flags and the environment.
+
+This is the only module that reads the environment. Each setting is declared once, below; the flags of the
+command line and the table in docs/settings.md follow from it.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from tramontane.errors import ConfigurationError
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+
+
+def seconds(text: str | float) -> float:
+    """Seconds in `"30s"`, `"2h"`, `"250ms"`, or a plain number of seconds.
+
+    Raises ValueError for anything else, negative and infinite ones included.
+    """
+    if isinstance(text, str):
+        match = _DURATION.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f'{text!r} is not a duration: write seconds, or "30s", "5m", "2h", "1d"')
+        return float(match[1]) * _UNITS[match[2] or "s"]
+    if not math.isfinite(text) or text < 0:
+        raise ValueError(f"{text} is not a duration in seconds")
+    return float(text)
+
+
+def _integer(low: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise ValueError(f"must be {low} or more")
+        return value
+
+    return read
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("must be 0 or more")
+    return value
+
+
+def _duration(text: str) -> float:
+    value = seconds(text)
+    if value <= 0:
+        raise ValueError("must be more than 0")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("must be between 0 (any free port) and 65535")
+    return value
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// address")
+    return text.rstrip("/")
+
+
+def _database_url(text: str) -> str:
+    if urlsplit(text).scheme not in ("postgres", "postgresql"):
+        raise ValueError("must be a postgresql:// address")
+    return text
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _setting(default: Any, env: str, read: Callable[[str], Any], help: str, *, secret: bool = False) -> Any:  # noqa: A002
+    return field(default=default, repr=not secret, metadata={"env": env, "read": read, "help": help, "secret": secret})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that can be set, validated. Durations are seconds."""
+
+    mistral_api_key: str = _setting("", "MISTRAL_API_KEY", str, "key for the Mistral API", secret=True)
+    mistral_server_url: str = _setting(
+        "https://api.mistral.ai", "MISTRAL_SERVER_URL", _url, "where the Mistral API is, without `/v1`"
+    )
+    database_url: str = _setting(
+        "", "DATABASE_URL", _database_url, "Postgres 16 or newer; empty: the embedded one", secret=True
+    )
+    data_dir: Path = _setting(Path(".tramontane"), "TRAMONTANE_DATA_DIR", Path, "embedded Postgres and `server.json`")
+    url: str = _setting("", "TRAMONTANE_URL", _url, "server for the commands; empty: the one of `data_dir`")
+    host: str = _setting("127.0.0.1", "TRAMONTANE_HOST", str, "address to listen on; loopback until keys exist")
+    port: int = _setting(8787, "TRAMONTANE_PORT", _port, "port of the API; 0: any free one")
+    simulator_port: int = _setting(
+        8788, "TRAMONTANE_SIMULATOR_PORT", _port, "port of `tramontane simulator`; 0: any free one"
+    )
+    concurrency: int = _setting(5, "TRAMONTANE_CONCURRENCY", _integer(1), "jobs that one worker runs at a time")
+    rate_limit: float = _setting(
+        10.0, "TRAMONTANE_RATE_LIMIT", _number, "starts per second in the whole fleet; 0: no limit"
+    )
+    attempts: int = _setting(3, "TRAMONTANE_ATTEMPTS", _integer(1), "attempts of a job that names none")
+    backoff: float = _setting(1.0, "TRAMONTANE_BACKOFF", _duration, "delay before the second attempt; doubles")
+    job_timeout: float = _setting(600.0, "TRAMONTANE_JOB_TIMEOUT", _duration, "longest an attempt may take")
+    connect_timeout: float = _setting(
+        10.0, "TRAMONTANE_CONNECT_TIMEOUT", _duration, "longest wait for a connection to Mistral"
+    )
+    first_token_timeout: float = _setting(
+        120.0, "TRAMONTANE_FIRST_TOKEN_TIMEOUT", _duration, "longest wait for the first token"
+    )
+    silence_timeout: float = _setting(
+        30.0, "TRAMONTANE_SILENCE_TIMEOUT", _duration, "longest silence between two tokens"
+    )
+    heartbeat: float = _setting(
+        10.0, "TRAMONTANE_HEARTBEAT", _duration, "a worker silent this long has lost its jobs; one per fleet"
+    )
+    poll: float = _setting(2.0, "TRAMONTANE_POLL", _duration, "longest a lost notification delays a start")
+    grace: float = _setting(10.0, "TRAMONTANE_GRACE", _duration, "what running jobs get at a shutdown")
+    flush: float = _setting(0.02, "TRAMONTANE_FLUSH", _duration, "text of a job is merged this long per event")
+    stream_heartbeat: float = _setting(
+        15.0, "TRAMONTANE_STREAM_HEARTBEAT", _duration, "silence of a stream before a comment is sent"
+    )
+    stream_retention: float = _setting(
+        86400.0, "TRAMONTANE_STREAM_RETENTION", _duration, "events are kept this long after a job's end"
+    )
+    body_limit: int = _setting(
+        10 * 2**20, "TRAMONTANE_BODY_LIMIT", _integer(1), "largest request body that is read, in bytes"
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), "TRAMONTANE_CORS_ORIGINS", _words, "origins that may call the API from a browser, by comma"
+    )
+    log_level: str = _setting("info", "TRAMONTANE_LOG_LEVEL", str.lower, "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigurationError(f"TRAMONTANE_LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
+        if self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ConfigurationError(
+                f"TRAMONTANE_HOST is {self.host!r}: until API keys exist, only 127.0.0.1, ::1 or localhost is "
+                "safe to listen on; put a proxy that authenticates in front"
+            )
+
+
+def read_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """Settings from flags (those that are not None), then the environment, then the defaults.
+
+    Raises ConfigurationError naming the variable or flag, and never showing a secret's value.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    for setting in dataclasses.fields(Settings):
+        flag = flags.pop(setting.name, None)
+        text = environment.get(setting.metadata["env"], "")
+        if flag is not None:
+            values[setting.name] = flag
+        elif text.strip():
+            values[setting.name] = _read(setting, text.strip())
+    assert not flags, f"no such settings: {', '.join(flags)}"
+    return Settings(**values)
+
+
+def _read(setting: "dataclasses.Field[Any]", text: str) -> Any:
+    try:
+        return cast("Callable[[str], Any]", setting.metadata["read"])(text)
+    except ValueError as error:
+        shown = "" if setting.metadata["secret"] else f" {text!r}"
+        reason = "" if setting.metadata["secret"] and not str(error).startswith("must") else f": {error}"
+        raise ConfigurationError(f"{setting.metadata['env']} has a wrong value{shown}{reason}") from None
