@@ -1,0 +1,26 @@
+"""The ASGI application: routes, problem documents, CORS."""
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+import tramontane
+from tramontane.api import problems
+from tramontane.api.routes import router
+from tramontane.app import App
+
+
+def create_api(app: App) -> FastAPI:
+    """The HTTP face of a running app."""
+    api = FastAPI(title="Tramontane", version=tramontane.__version__, redoc_url=None)
+    api.state.app = app
+    api.include_router(router)
+    problems.install(api)
+    if app.settings.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(app.settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            expose_headers=["Content-Location", "Location", "Retry-After", "X-Job-Id", "X-Stream-Retention-Seconds"],
+        )
+    return api

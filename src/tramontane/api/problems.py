@@ -1,0 +1,92 @@
+"""Errors on the wire: RFC 9457 problem details with a code that never changes."""
+
+from typing import Final
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from tramontane.errors import (
+    BodyTooLarge,
+    Conflict,
+    DatabaseError,
+    IdempotencyMismatch,
+    InvalidCursor,
+    InvalidInput,
+    InvalidJSON,
+    NotFound,
+    StreamExpired,
+    TramontaneError,
+)
+from tramontane.listener import OUTAGES
+
+#: From the most special class to the most general.
+_STATUS: Final[tuple[tuple[type[TramontaneError], int, str], ...]] = (
+    (InvalidJSON, 400, "Not JSON"),
+    (BodyTooLarge, 413, "Body too large"),
+    (InvalidInput, 422, "Invalid request"),
+    (NotFound, 404, "Not found"),
+    (IdempotencyMismatch, 422, "Idempotency-Key reused"),
+    (StreamExpired, 410, "Stream expired"),
+    (Conflict, 409, "Conflict"),
+    (DatabaseError, 503, "Database unavailable"),
+)
+_MEDIA_TYPE: Final = "application/problem+json"
+
+
+def install(api: FastAPI) -> None:
+    """Turn every error of the API into a problem document."""
+    api.add_exception_handler(TramontaneError, _ours)
+    api.add_exception_handler(RequestValidationError, _parameters)
+    api.add_exception_handler(HTTPException, _framework)
+    for outage in OUTAGES:
+        api.add_exception_handler(outage, _outage)
+    api.add_exception_handler(Exception, _fault)
+
+
+def problem(status: int, title: str, code: str, detail: str, *, field: str | None = None) -> Response:
+    """A problem document."""
+    fields = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
+    if field is not None:
+        fields["field"] = field
+    headers = {"retry-after": "2"} if status == 503 else None
+    return Response(msgspec.json.encode(fields), status, headers, media_type=_MEDIA_TYPE)
+
+
+def response_to(error: TramontaneError) -> Response:
+    """The problem document of one of our errors."""
+    status, title = next(((s, t) for kind, s, t in _STATUS if isinstance(error, kind)), (500, "Internal error"))
+    if isinstance(error, InvalidCursor):
+        status = 409 if error.past_head else 400
+    field = error.field if isinstance(error, InvalidInput) and error.field else None
+    return problem(status, title, error.code, error.message, field=field)
+
+
+async def _ours(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TramontaneError)
+    return response_to(error)
+
+
+async def _parameters(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return problem(422, "Invalid request", InvalidInput.code, f"{name}: {first['msg']}", field=name)
+
+
+async def _framework(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    response = problem(error.status_code, str(error.detail), code, f"{request.method} {request.url.path}")
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+async def _outage(_: Request, __: Exception) -> Response:
+    return problem(503, "Database unavailable", DatabaseError.code, "the database does not answer; try again")
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return problem(500, "Internal error", "internal", "a fault in Tramontane; its log tells more")

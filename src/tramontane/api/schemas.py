@@ -1,0 +1,242 @@
+"""What callers may send. Our own fields are strict; Mistral's are checked for their type and passed on as they came."""
+
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec import Raw
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from tramontane.errors import InvalidInput, InvalidJSON, NotSupported
+from tramontane.ids import new_id, show_id
+from tramontane.models import JobKey, NewJob
+from tramontane.settings import Settings, seconds
+
+DEFAULT_MODEL: Final = "mistral-small-latest"
+
+#: Fields of the contract that are not built yet: refused by name, never accepted and ignored.
+_NOT_BUILT: Final = ("callback", "deadline", "lane", "resume", "onDisconnect")
+
+
+def _plain(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("may not hold control characters")
+    return text
+
+
+def _duration(value: str | float) -> float:
+    length = seconds(value)
+    if not 0 < length <= 7 * 86400:
+        raise ValueError("must be more than 0 and at most 7 days")
+    return length
+
+
+Form = TypeVar("Form", bound=BaseModel)
+
+PlainText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain)]
+Duration = Annotated[str | float, AfterValidator(_duration)]
+
+
+class Message(BaseModel):
+    """An item of Mistral's `messages`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatRequest(BaseModel):
+    """Mistral's chat request: the fields that the API documents, by type. Their values are Mistral's to judge."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    model: PlainText = DEFAULT_MODEL
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    random_seed: int | None = None
+    metadata: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prompt_logprobs: bool | int | None = None
+    top_prompt_logprobs: int | None = None
+    n: int | None = None
+    prediction: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    prompt_mode: str | None = None
+    guardrails: list[Any] | dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    safe_prompt: bool | None = None
+
+
+class ShortForm(ChatRequest):
+    """The seed's body: Mistral's chat request itself, with `requestId` beside it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    requestId: PlainText | None = None  # noqa: N815 - the wire's name
+
+
+class BackoffForm(BaseModel):
+    """The seed's `backoff`. `delay` is in milliseconds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["exponential", "fixed"] = "exponential"
+    delay: Annotated[float, Field(gt=0, le=3_600_000)] = 1000
+
+
+class LongForm(BaseModel):
+    """A job with its options. `request` is Mistral's chat request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["chat"] = "chat"
+    request: ChatRequest
+    requestId: PlainText | None = None  # noqa: N815
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
+    runAt: AwareDatetime | None = None  # noqa: N815
+    attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    backoff: BackoffForm | None = None
+    timeout: Duration | None = None
+    metadata: Annotated[dict[PlainText, PlainText], Field(max_length=32)] | None = None
+
+
+BODY_SCHEMA: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"anyOf": [ShortForm.model_json_schema(), LongForm.model_json_schema()]}}
+        },
+    }
+}
+
+
+def new_job(body: bytes, settings: Settings, *, tenant: str, idempotency_key: str | None, now: datetime) -> NewJob:
+    """A validated job from a body in either form. Mistral's own part keeps its bytes.
+
+    Raises InvalidJSON, NotSupported, and InvalidInput naming the field.
+    """
+    fields = _fields(body)
+    if "kind" in fields or "request" in fields:
+        _refuse_mixed(fields)
+        form = _validate(LongForm, body)
+        request, own = fields["request"], form
+        chat = form.request
+    else:
+        chat = _validate(ShortForm, body)
+        request = Raw(msgspec.json.encode({name: raw for name, raw in fields.items() if name != "requestId"}))
+        own = LongForm.model_construct(request=chat, requestId=chat.requestId)
+    backoff = own.backoff or BackoffForm(delay=settings.backoff * 1000)
+    return NewJob(
+        key=JobKey(tenant=tenant, id=new_id()),
+        kind="chat",
+        request=_upstream(request),
+        request_id=own.requestId or show_id("req", new_id()),
+        model=chat.model,
+        attempts=own.attempts or settings.attempts,
+        backoff_kind=backoff.type,
+        backoff_seconds=backoff.delay / 1000,
+        timeout_seconds=float(own.timeout or settings.job_timeout),
+        run_at=max(own.runAt, now) if own.runAt else now,
+        priority=own.priority,
+        metadata=msgspec.json.encode(own.metadata).decode() if own.metadata else None,
+        idempotency_key=idempotency_key,
+        idempotency_hash=_hash(body) if idempotency_key else None,
+    )
+
+
+def read_idempotency_key(text: str | None) -> str | None:
+    """The Idempotency-Key header, checked. Raises InvalidInput."""
+    if text is None:
+        return None
+    if not 0 < len(text) <= 255 or not text.isprintable():
+        raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible characters")
+    return text
+
+
+def read_cursor(text: str | None) -> UUID | None:
+    """The cursor of a listing: the id of the last job seen. Raises NotFound."""
+    from tramontane.ids import read_id
+
+    return None if text is None else read_id("job", text)
+
+
+def invalid(error: ValidationError) -> InvalidInput:
+    """The first thing that is wrong, by its field; never the value itself, which may be somebody's message."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidJSON("", f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return InvalidInput(path, _unknown(path))
+    return InvalidInput(path, first["msg"].removeprefix("Value error, "))
+
+
+def _fields(body: bytes) -> dict[str, Raw]:
+    try:
+        body.decode()
+        fields = msgspec.json.decode(body, type=dict[str, Raw])
+    except UnicodeDecodeError:
+        raise InvalidJSON("", "the body is not UTF-8") from None
+    except msgspec.ValidationError:
+        raise InvalidInput("", "the body must be a JSON object") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidJSON("", f"the body is not JSON: {error}") from None
+    for name in _NOT_BUILT:
+        if name in fields:
+            raise NotSupported(name, "is not supported yet; leave it out")
+    return fields
+
+
+def _refuse_mixed(fields: dict[str, Raw]) -> None:
+    options = set(LongForm.model_fields)
+    for name in fields:
+        if name in ChatRequest.model_fields and name not in options:
+            raise InvalidInput(name, "belongs inside `request` when `kind` or `request` is given")
+    if "request" not in fields:
+        raise InvalidInput("request", "is missing: with `kind`, Mistral's request goes into `request`")
+
+
+def _unknown(path: str) -> str:
+    if path in LongForm.model_fields:
+        return "goes with the long form: {kind, request, …}"
+    return "is not a known field; what this version does not know of Mistral's goes into the long form's `request`"
+
+
+def _validate(form: type[Form], body: bytes) -> Form:
+    try:
+        return form.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _upstream(request: Raw) -> bytes:
+    """The request as Mistral will get it; how it is transported is ours to decide, so `stream` goes."""
+    fields = msgspec.json.decode(request, type=dict[str, Raw])
+    if "model" in fields and "stream" not in fields:
+        return bytes(request)
+    fields.pop("stream", None)
+    fields.setdefault("model", Raw(msgspec.json.encode(DEFAULT_MODEL)))
+    return msgspec.json.encode(fields)
+
+
+def _hash(body: bytes) -> bytes:
+    canonical = msgspec.json.encode(msgspec.json.decode(body), order="sorted")
+    return hashlib.sha256(canonical).digest()

@@ -1,0 +1,72 @@
+"""Group commit: callers that come together share one transaction, since what a commit costs is paid per commit."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Gathers what is added while a write is under way, and writes it together next.
+
+    write: takes items, returns one result for each, in order. A lone caller waits for nobody. An error of `write` is
+    raised to all its callers; when it concerned several, each item is tried alone first, so that one bad item fails
+    alone.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, largest: int = 200) -> None:
+        self._write = write
+        self._largest = largest
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._news = asyncio.Event()
+
+    async def add(self, item: Item) -> Result:
+        """Write an item; its result, once it is committed.
+
+        A cancelled caller may find its item written all the same.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._news.set()
+        return await future
+
+    async def run(self) -> None:
+        """Write groups until cancelled. Whoever still waits then is cancelled too."""
+        try:
+            while True:
+                await self._news.wait()
+                group, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
+                if not self._waiting:
+                    self._news.clear()
+                await self._commit(group)
+        finally:
+            for _, future in self._waiting:
+                future.cancel()
+
+    async def _commit(self, group: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._write([item for item, _ in group])
+        except Exception as error:  # noqa: BLE001 - handed to the callers, each of whom raises it
+            if len(group) == 1:
+                _settle(group[0][1], error)
+                return
+            for member in group:
+                await self._commit([member])
+        except asyncio.CancelledError:
+            for _, future in group:
+                future.cancel()
+            raise
+        else:
+            for (_, future), result in zip(group, results, strict=True):
+                _settle(future, result)
+
+
+def _settle(future: "asyncio.Future[Result]", outcome: "Result | Exception") -> None:
+    if future.done():  # its caller has gone
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,41 @@
+"""Rate limits as sums: for how many starts there is room. Pure: the store keeps the value, callers pass `now`."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+
+def window_of(rate: float) -> tuple[int, timedelta]:
+    """A rate per second as (starts, stretch of time): 10 is 10 in a second, 0.5 is 1 in two seconds."""
+    return (int(rate), timedelta(seconds=1)) if rate >= 1 else (1, timedelta(seconds=1 / rate))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Recent starts as (when, how many), oldest first.
+
+    Exact: in no stretch of one second, wherever it begins, are there more starts than the rate. (A token bucket with
+    a burst of 10 would let 20 through in the second after a pause.)
+    """
+
+    uses: tuple[tuple[datetime, int], ...] = ()
+
+    def room(self, now: datetime, rate: float) -> int:
+        """Starts that are free at `now`."""
+        limit, span = window_of(rate)
+        return max(0, limit - sum(count for _, count in self._recent(now, span)))
+
+    def take(self, now: datetime, count: int, rate: float) -> "Window":
+        """The window after `count` starts at `now`, without what is past."""
+        recent = self._recent(now, window_of(rate)[1])
+        return Window((*recent, (now, count))) if count else Window(recent)
+
+    def next_at(self, now: datetime, rate: float) -> datetime:
+        """When there will be room again; `now` when there is."""
+        if self.room(now, rate) > 0:
+            return now
+        span = window_of(rate)[1]
+        return self._recent(now, span)[0][0] + span
+
+    def _recent(self, now: datetime, span: timedelta) -> tuple[tuple[datetime, int], ...]:
+        # A use from the future (a clock set back) still counts: rather too slow than too fast.
+        return tuple(use for use in self.uses if use[0] > now - span)

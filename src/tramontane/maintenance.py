@@ -1,0 +1,67 @@
+"""The duties of a worker's process that nobody waits for: mend what no queue entry stands for, delete what is past."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+from tramontane.ids import utc_now
+from tramontane.store import EventStore, JobStore, LimitStore
+from tramontane.telemetry import log
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL = 30.0  # seconds
+_QUEUE_LOG = timedelta(hours=1)
+_WORKERS = timedelta(days=1)
+
+
+class Maintenance:
+    """Does its rounds until cancelled. All of it may run in several processes at once.
+
+    heartbeat: an admitted job without a queue entry is left alone this long, since it may be changing hands.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        events: EventStore,
+        limits: LimitStore,
+        *,
+        heartbeat: float,
+        retention: float,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._jobs = jobs
+        self._events = events
+        self._limits = limits
+        self._heartbeat = timedelta(seconds=heartbeat)
+        self._retention = timedelta(seconds=retention)
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Work until cancelled; a duty that fails is logged and comes again with the next round."""
+        while True:
+            await self.tick(self._clock())
+            await asyncio.sleep(_INTERVAL)
+
+    async def tick(self, now: datetime) -> None:
+        """One round of all duties."""
+        await self._duty("sweep", self._sweep(now))
+        await self._duty("prune_events", self._prune_events(now))
+        await self._duty("prune_queue_log", self._jobs.prune_queue_log(now - _QUEUE_LOG))
+        await self._duty("forget_workers", self._limits.forget_workers(now - _WORKERS))
+
+    async def _sweep(self, now: datetime) -> None:
+        if mended := await self._jobs.sweep(now, older_than=self._heartbeat):
+            log(logger, logging.WARNING, "maintenance.swept", jobs=mended)
+
+    async def _prune_events(self, now: datetime) -> None:
+        while await self._events.prune(ended_before=now - self._retention, now=now):  # noqa: ASYNC110 - bites
+            await asyncio.sleep(0)
+
+    async def _duty(self, name: str, duty: Awaitable[None]) -> None:
+        try:
+            await duty
+        except Exception as error:  # noqa: BLE001 - the outermost loop of a service
+            log(logger, logging.WARNING, "maintenance.failed", duty=name, error=error)

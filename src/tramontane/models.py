@@ -1,0 +1,253 @@
+"""Values: what a job is, and what happens to it. They hold no store, client or clock."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID
+
+#: Who owns everything until API keys exist.
+DEFAULT_TENANT: Final = "default"
+
+#: Stream events that end a stream: exactly one of them, and nothing after it.
+FINAL_EVENTS: Final = frozenset({"complete", "error"})
+
+
+class State(StrEnum):
+    """Where a job stands. The last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """True when the job will never change again."""
+        return not TRANSITIONS[self]
+
+
+#: Every change of state there is. A retry and a hand-over go back to queued; a cancel may come at any time.
+TRANSITIONS: Final = MappingProxyType(
+    {
+        State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+        State.RUNNING: frozenset({State.QUEUED, State.COMPLETED, State.FAILED, State.CANCELLED}),
+        State.COMPLETED: frozenset[State](),
+        State.FAILED: frozenset[State](),
+        State.CANCELLED: frozenset[State](),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobKey:
+    """What names a job everywhere: whose it is, and which."""
+
+    tenant: str
+    id: UUID
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """A job as asked for, validated, before it is in the database."""
+
+    key: JobKey
+    kind: str
+    #: Mistral's request as JSON, byte for byte what the caller sent.
+    request: bytes
+    request_id: str
+    model: str
+    attempts: int
+    backoff_kind: str
+    backoff_seconds: float
+    timeout_seconds: float
+    run_at: datetime
+    priority: int = 0
+    #: JSON object of strings, or None.
+    metadata: str | None = None
+    retry_of: UUID | None = None
+    idempotency_key: str | None = None
+    #: SHA-256 of what the caller sent under the key: another body under the same key is refused.
+    idempotency_hash: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submitted:
+    """What became of a NewJob: its own job, or, under the same Idempotency-Key, the earlier one."""
+
+    job: "Job"
+    replayed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why an attempt or a job ended badly, fit to be shown."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job's row: the ledger, without its contents."""
+
+    key: JobKey
+    kind: str
+    state: State
+    request_id: str
+    model: str
+    #: 0 when queued, one more at every start: the fence that every write of an attempt carries.
+    attempt: int
+    #: Attempts that failed or crashed; a planned hand-over is none.
+    failures: int
+    #: `failures` may not reach this.
+    attempts: int
+    backoff_kind: str
+    backoff_seconds: float
+    timeout_seconds: float
+    priority: int
+    #: Not before this time. A retry moves it into the future.
+    run_at: datetime
+    #: Set when admission has let the job through to the queue; cleared when it goes back to wait.
+    admitted_at: datetime | None
+    #: seq of the last event in the log, 0 before the first.
+    head: int
+    created_at: datetime
+    #: First start; later attempts leave it.
+    started_at: datetime | None
+    #: When it became final.
+    completed_at: datetime | None
+    failure: Failure | None
+    #: Mistral's usage as JSON, over the attempt that completed.
+    usage: str | None
+    metadata: str | None
+    retry_of: UUID | None
+    #: When its events were deleted by retention; the result may still be there.
+    events_pruned_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """A start that succeeded: the job as it runs now, and what to ask Mistral."""
+
+    job: Job
+    entry_id: int
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to be appended: its type and the JSON object of its own fields."""
+
+    type: str
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """An immutable fact in a job's log. `seq` is dense from 1 per job."""
+
+    seq: int
+    attempt: int
+    type: str
+    body: bytes
+
+    @property
+    def final(self) -> bool:
+        """True for the last event of a stream."""
+        return self.type in FINAL_EVENTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Events of one attempt to be appended together; `number` rises by one per batch, so a repeat is known."""
+
+    key: JobKey
+    attempt: int
+    number: int
+    events: tuple[NewEvent, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How an attempt ends its job for good: everything that one transaction writes."""
+
+    key: JobKey
+    attempt: int
+    entry_id: int
+    state: State
+    at: datetime
+    #: The last text, if any is not yet in the log, and the final event.
+    events: tuple[NewEvent, ...]
+    #: The result object of the wire as JSON; None for a failed job.
+    result: bytes | None = None
+    usage: str | None = None
+    failure: Failure | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requeue:
+    """How an attempt gives its job back: to be tried again at `run_at`."""
+
+    key: JobKey
+    attempt: int
+    entry_id: int
+    run_at: datetime
+    #: What the next attempt tells readers: worker_lost, stall, truncated, upstream, timeout or handover.
+    reason: str
+    #: None for a planned hand-over, which counts as no failure.
+    failure: Failure | None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobFilter:
+    """What a listing asks for; None means any."""
+
+    state: State | None = None
+    kind: str | None = None
+    model: str | None = None
+    request_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptRecord:
+    """One line of a job's history."""
+
+    attempt: int
+    started_at: datetime
+    ended_at: datetime | None
+    #: running, completed, failed, cancelled, lost or handover.
+    outcome: str
+    failure: Failure | None = None
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerInfo:
+    """A worker as the fleet knows it."""
+
+    id: UUID
+    concurrency: int
+    heartbeat_seconds: float
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """What one round of admission did."""
+
+    admitted: tuple[JobKey, ...] = ()
+    #: When another round may admit more, as far as time alone decides; None when nothing waits for a time.
+    next_at: datetime | None = None
+    #: Somebody else was deciding at the same moment.
+    busy: bool = False
+    waiting: int = field(default=0)

@@ -1,0 +1,72 @@
+"""The event log: append under the fence, read after a cursor, prune by age."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from tramontane.models import Batch, Event, JobKey, State
+from tramontane.store.rows import Pool, event_from
+from tramontane.store.statements import Statements
+
+SQL = Statements("events")
+
+
+class EventStore:
+    """Verbs about events. Each is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def append(self, batches: Sequence[Batch], now: datetime) -> dict[JobKey, int]:
+        """Append one batch for each of several jobs; all that is accepted is durable on return.
+
+        Returns the new head of every job whose batch is in the log. A repeated batch (its commit's outcome was unknown)
+        is in the log once, and reported as accepted. A job that is missing has lost its fence: another attempt runs, or
+        the job has ended.
+        """
+        rows = await self._pool.fetch(SQL.append_events, *_columns(batches), now)
+        heads = {JobKey(tenant=row["tenant_id"], id=row["id"]): row["head"] for row in rows}
+        missing = {batch.key: batch for batch in batches if batch.key not in heads}
+        if missing:
+            heads |= await self._repeated(missing)
+        return heads
+
+    async def _repeated(self, batches: dict[JobKey, Batch]) -> dict[JobKey, int]:
+        rows = await self._pool.fetch(SQL.fences, [key.tenant for key in batches], [key.id for key in batches])
+        heads = {}
+        for row in rows:
+            batch = batches[JobKey(tenant=row["tenant_id"], id=row["id"])]
+            if row["state"] == State.RUNNING and row["attempt"] == batch.attempt and row["batch"] >= batch.number:
+                heads[batch.key] = row["head"]
+        return heads
+
+    async def read(self, cursors: dict[JobKey, int], *, limit: int = 500) -> dict[JobKey, list[Event]]:
+        """The next events of several jobs, each after its own cursor, at most `limit` of each, in order."""
+        rows = await self._pool.fetch(
+            SQL.read_after, [key.tenant for key in cursors], [key.id for key in cursors], list(cursors.values()), limit
+        )
+        events: dict[JobKey, list[Event]] = {}
+        for row in rows:
+            events.setdefault(JobKey(tenant=row["tenant_id"], id=row["job_id"]), []).append(event_from(row))
+        return events
+
+    async def prune(self, *, ended_before: datetime, now: datetime, limit: int = 200) -> int:
+        """Delete the events of at most `limit` jobs that ended before a time; returns how many jobs."""
+        count: int = await self._pool.fetchval(SQL.prune_events, ended_before, limit, now)
+        return count
+
+
+def _columns(batches: Sequence[Batch]) -> tuple[list[object], ...]:
+    events = [(batch, position, event) for batch in batches for position, event in enumerate(batch.events, 1)]
+    return (
+        [batch.key.tenant for batch in batches],
+        [batch.key.id for batch in batches],
+        [batch.attempt for batch in batches],
+        [batch.number for batch in batches],
+        [len(batch.events) for batch in batches],
+        [batch.key.tenant for batch, _, _ in events],
+        [batch.key.id for batch, _, _ in events],
+        [position for _, position, _ in events],
+        [batch.attempt for batch, _, _ in events],
+        [event.type for _, _, event in events],
+        [event.body.decode() for _, _, event in events],
+    )

@@ -1,0 +1,306 @@
+"""The life of a job as verbs. Each is one transaction, and each write of an attempt is fenced by its number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+from tramontane import queue
+from tramontane.errors import AttemptLost, IdempotencyMismatch, Interrupted, JobNotEnded, NotFound
+from tramontane.ids import iso, show_id
+from tramontane.models import (
+    Attempt,
+    AttemptRecord,
+    Ending,
+    Failure,
+    Job,
+    JobFilter,
+    JobKey,
+    NewJob,
+    Requeue,
+    State,
+    Submitted,
+)
+from tramontane.store.limits import admit
+from tramontane.store.rows import Connection, Pool, attempt_from, job_from, key_from
+from tramontane.store.statements import Statements
+from tramontane.wire import error_body, utf16_length
+
+SQL = Statements("jobs")
+
+_CANCELLED = "the job was cancelled"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """What a job asked and what came of it, as JSON; the result is None until it completes."""
+
+    request: bytes
+    result: bytes | None
+
+
+_Earlier = dict[tuple[str, str], tuple[Job, bytes]]
+
+
+class JobStore:
+    """Verbs about jobs."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def submit(self, jobs: Sequence[NewJob], now: datetime) -> list[Submitted | IdempotencyMismatch]:
+        """Write new jobs, and admit what may run at once; all of it is durable on return.
+
+        Under an Idempotency-Key that is taken the earlier job comes back, marked as replayed, or, if that was asked for
+        with another body, an IdempotencyMismatch in its place.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            rows = await connection.fetch(SQL.insert_jobs, *_columns(jobs), now)
+            inserted = {row["id"]: job_from(row) for row in rows}
+            earlier = await self._earlier([job for job in jobs if job.key.id not in inserted], connection)
+            if inserted:
+                admission = await admit(connection, now, wait=False)
+                if len(admission.admitted) < len(inserted):
+                    await connection.execute("SELECT pg_notify('tramontane_admission', '')")
+        return [_submitted(job, inserted, earlier) for job in jobs]
+
+    async def _earlier(
+        self, jobs: Sequence[NewJob], connection: Connection
+    ) -> dict[tuple[str, str], tuple[Job, bytes]]:
+        if not jobs:
+            return {}
+        keys = [job.idempotency_key for job in jobs]
+        rows = await connection.fetch(SQL.jobs_by_idempotency_key, [job.key.tenant for job in jobs], keys)
+        return {(row["tenant_id"], row["idempotency_key"]): (job_from(row), row["idempotency_hash"]) for row in rows}
+
+    async def get(self, key: JobKey) -> Job:
+        """The job's row. Raises NotFound, also for another tenant's job and for an erased one."""
+        row = await self._pool.fetchrow(SQL.get_job, key.tenant, key.id)
+        if row is None:
+            raise _not_found(key)
+        return job_from(row)
+
+    async def contents(self, key: JobKey) -> Contents:
+        """What the job asked and its result. Raises NotFound."""
+        row = await self._pool.fetchrow(SQL.get_contents, key.tenant, key.id)
+        if row is None:
+            raise _not_found(key)
+        return Contents(request=row["request"].encode(), result=row["result"] and row["result"].encode())
+
+    async def find(self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
+        """Jobs that match, newest first, from before a cursor."""
+        metadata = msgspec.json.encode(dict(wanted.metadata)).decode() if wanted.metadata else None
+        rows = await self._pool.fetch(
+            SQL.list_jobs,
+            tenant,
+            before,
+            wanted.state,
+            wanted.kind,
+            wanted.model,
+            wanted.request_id,
+            wanted.created_after,
+            wanted.created_before,
+            metadata,
+            limit,
+        )
+        return [job_from(row) for row in rows]
+
+    async def attempts(self, key: JobKey) -> list[AttemptRecord]:
+        """The job's history, oldest attempt first."""
+        return [attempt_from(row) for row in await self._pool.fetch(SQL.list_attempts, key.tenant, key.id)]
+
+    async def start(self, entry: queue.Entry, *, worker_id: UUID, now: datetime) -> Attempt | None:
+        """Begin an attempt: the fence rises, and the log says `start`, or `attempt` for a later one.
+
+        Returns None when there is nothing to run: the job has ended, is gone, or was running. In the last case its
+        worker is lost; the crash counts as a failure, and the job waits for admission again or, its attempts spent,
+        fails. The entry is removed in each of these cases.
+        """
+        key = entry.key
+        row = await self._pool.fetchrow(SQL.start_job, key.tenant, key.id, entry.id, worker_id, now, iso(now))
+        if row is not None:
+            return Attempt(job=job_from(row), entry_id=entry.id, request=row["request"].encode())
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(SQL.lock_job, key.tenant, key.id)
+            if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
+                await _give_up(connection, job_from(row), entry.id, now)
+            await queue.remove(connection, [entry.id])
+        return None
+
+    async def end(self, ending: Ending) -> Job:
+        """End a job for good: state, result, last events and the queue entry are written together or not at all.
+
+        Raises AttemptLost when `attempt` is no longer the one that runs. A repeat after an unknown outcome is not lost:
+        it finds its own ending and returns it.
+        """
+        failure = ending.failure
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                SQL.end_job,
+                ending.key.tenant,
+                ending.key.id,
+                ending.attempt,
+                ending.state,
+                [event.type for event in ending.events],
+                [event.body.decode() for event in ending.events],
+                ending.usage,
+                failure and failure.code,
+                failure and failure.message,
+                failure and failure.retryable,
+                ending.at,
+                ending.correlation_id,
+                ending.result and ending.result.decode(),
+            )
+            if row is None:
+                row = await connection.fetchrow(SQL.get_job, ending.key.tenant, ending.key.id)
+                if row is None or (row["attempt"], row["state"]) != (ending.attempt, ending.state):
+                    raise AttemptLost(f"attempt {ending.attempt} of {_show(ending.key)} was overtaken")
+            await queue.remove(connection, [ending.entry_id])
+        return job_from(row)
+
+    async def requeue(self, requeue: Requeue, now: datetime) -> Job:
+        """Give a job back: it waits until `run_at`, and its queue entry goes in the same transaction.
+
+        Raises AttemptLost when `attempt` is no longer the one that runs.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            return await _requeue(connection, requeue, "failed" if requeue.failure else "handover", now)
+
+    async def cancel(self, key: JobKey, now: datetime) -> Job:
+        """End a job at once, whatever it is doing; a job that has ended stays as it is. Raises NotFound.
+
+        The final event is written here. A running attempt finds its next write refused, and its worker is interrupted
+        when this commits.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(SQL.lock_job, key.tenant, key.id)
+            if row is None or row["erased_at"] is not None:
+                raise _not_found(key)
+            job = job_from(row)
+            if job.state.final:
+                return job
+            length = await _visible_length(connection, job)
+            failure = Failure(code="cancelled", message=_CANCELLED, retryable=False)
+            body = error_body(failure, length=length)
+            row = await connection.fetchrow(SQL.cancel_job, key.tenant, key.id, now, _CANCELLED, body.decode())
+            assert row is not None
+            if row["entry_id"] is not None:
+                await queue.cancel(connection, row["entry_id"])
+        return job_from(row)
+
+    async def erase(self, key: JobKey, now: datetime) -> None:
+        """Delete what an ended job said and heard; its row stays, for the books. Raises NotFound, JobNotEnded."""
+        if await self._pool.fetchrow(SQL.erase_job, key.tenant, key.id, now) is None:
+            job = await self.get(key)
+            raise JobNotEnded(f"{_show(key)} is {job.state}: cancel it first")
+
+    async def sweep(self, now: datetime, *, older_than: timedelta) -> int:
+        """Mend what no queue entry stands for: waiting jobs are admitted anew, running ones count as crashed."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            rows = {key_from(row): row for row in await connection.fetch(SQL.in_flight_since, now - older_than)}
+            orphans = await queue.without_entry(connection, list(rows)) if rows else []
+            for key in orphans:
+                row = await connection.fetchrow(SQL.lock_job, key.tenant, key.id)
+                if row is None or (row["state"], row["attempt"]) != (rows[key]["state"], rows[key]["attempt"]):
+                    continue
+                if row["state"] == State.RUNNING:
+                    await _give_up(connection, job_from(row), row["entry_id"], now)
+                else:
+                    await connection.execute(SQL.readmit_job, key.tenant, key.id)
+        return len(orphans)
+
+    async def prune_queue_log(self, before: datetime) -> None:
+        """Delete what the queue wrote down before that time."""
+        async with self._pool.acquire() as connection:
+            await queue.prune(connection, before)
+
+
+async def _give_up(connection: Connection, job: Job, entry_id: int, now: datetime) -> None:
+    """The running attempt's worker is lost: once more, or, its attempts spent, never again."""
+    failure = Failure(code=Interrupted.code, message="the worker was lost", retryable=True)
+    if job.failures + 1 < job.attempts:
+        requeue = Requeue(
+            key=job.key, attempt=job.attempt, entry_id=entry_id, run_at=now, reason="worker_lost", failure=failure
+        )
+        await _requeue(connection, requeue, "lost", now)
+        await connection.execute("SELECT pg_notify('tramontane_admission', '')")
+        return
+    message = f"the worker was lost; {job.failures + 1} of {job.attempts} attempts failed"
+    failure = Failure(code=Interrupted.code, message=message, retryable=True)
+    body = error_body(failure, length=await _visible_length(connection, job)).decode()
+    arguments = (State.FAILED, ["error"], [body], None, failure.code, failure.message, True, now, None, None)
+    await connection.fetchrow(SQL.end_job, job.key.tenant, job.key.id, job.attempt, *arguments)
+
+
+async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: datetime) -> Job:
+    failure = requeue.failure
+    row = await connection.fetchrow(
+        SQL.requeue_job,
+        requeue.key.tenant,
+        requeue.key.id,
+        requeue.attempt,
+        requeue.run_at,
+        now,
+        outcome,
+        requeue.reason,
+        failure and failure.code,
+        failure and failure.message,
+        failure and failure.retryable,
+        requeue.correlation_id,
+    )
+    if row is None:
+        raise AttemptLost(f"attempt {requeue.attempt} of {_show(requeue.key)} was overtaken")
+    await queue.remove(connection, [requeue.entry_id])
+    return job_from(row)
+
+
+async def _visible_length(connection: Connection, job: Job) -> int:
+    """Length of the text that readers see, in UTF-16 units."""
+    row = await connection.fetchrow(SQL.visible_text, job.key.tenant, job.key.id)
+    if row is None:
+        return 0
+    body = msgspec.json.decode(row["body"])
+    if row["type"] == "attempt":
+        return int(body["keep"])
+    return int(body["off"]) + utf16_length(body["content"])
+
+
+def _submitted(job: NewJob, inserted: dict[UUID, Job], earlier: _Earlier) -> Submitted | IdempotencyMismatch:
+    if job.key.id in inserted:
+        return Submitted(job=inserted[job.key.id], replayed=False)
+    assert job.idempotency_key is not None
+    first, first_hash = earlier[job.key.tenant, job.idempotency_key]
+    if first_hash != job.idempotency_hash:
+        return IdempotencyMismatch("this Idempotency-Key was used with another body: send the same body, or a new key")
+    return Submitted(job=first, replayed=True)
+
+
+def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
+    return (
+        [job.key.tenant for job in jobs],
+        [job.key.id for job in jobs],
+        [job.kind for job in jobs],
+        [job.request_id for job in jobs],
+        [job.model for job in jobs],
+        [job.attempts for job in jobs],
+        [job.backoff_kind for job in jobs],
+        [job.backoff_seconds for job in jobs],
+        [job.timeout_seconds for job in jobs],
+        [job.priority for job in jobs],
+        [job.run_at for job in jobs],
+        [job.metadata for job in jobs],
+        [job.retry_of for job in jobs],
+        [job.idempotency_key for job in jobs],
+        [job.idempotency_hash for job in jobs],
+        [job.request.decode() for job in jobs],
+    )
+
+
+def _show(key: JobKey) -> str:
+    return show_id("job", key.id)
+
+
+def _not_found(key: JobKey) -> NotFound:
+    return NotFound(f"no such job: {_show(key)}")

@@ -1,0 +1,178 @@
+-- name: insert_jobs
+-- One row per new job; those whose Idempotency-Key is taken are left out of what comes back.
+WITH given AS (
+    SELECT * FROM unnest(
+        $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::double precision[],
+        $9::double precision[], $10::integer[], $11::timestamptz[], $12::text[], $13::uuid[], $14::text[], $15::bytea[],
+        $16::text[]
+    ) AS g (tenant_id, id, kind, request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds, priority,
+            run_at, metadata, retry_of, idempotency_key, idempotency_hash, request)
+), inserted AS (
+    INSERT INTO jobs (tenant_id, id, kind, state, request_id, model, attempts, backoff_kind, backoff_seconds,
+                      timeout_seconds, priority, run_at, due, metadata, retry_of, idempotency_key, idempotency_hash,
+                      created_at)
+    SELECT tenant_id, id, kind, 'queued', request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds,
+           priority, run_at, run_at <= $17, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, $17
+      FROM given
+     ORDER BY tenant_id, idempotency_key, id
+    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING *
+), contents AS (
+    INSERT INTO job_contents (tenant_id, job_id, request)
+    SELECT g.tenant_id, g.id, g.request::json FROM given g JOIN inserted i ON i.tenant_id = g.tenant_id AND i.id = g.id
+)
+SELECT * FROM inserted
+
+-- name: jobs_by_idempotency_key
+SELECT * FROM jobs
+ WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+
+-- name: get_job
+SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 AND erased_at IS NULL
+
+-- name: get_contents
+SELECT c.request, c.result FROM job_contents c WHERE c.tenant_id = $1 AND c.job_id = $2
+
+-- name: list_jobs
+-- Newest first, from before a cursor.
+SELECT * FROM jobs
+ WHERE tenant_id = $1 AND erased_at IS NULL
+   AND ($2::uuid IS NULL OR id < $2)
+   AND ($3::text IS NULL OR state = $3)
+   AND ($4::text IS NULL OR kind = $4)
+   AND ($5::text IS NULL OR model = $5)
+   AND ($6::text IS NULL OR request_id = $6)
+   AND ($7::timestamptz IS NULL OR created_at >= $7)
+   AND ($8::timestamptz IS NULL OR created_at < $8)
+   AND ($9::jsonb IS NULL OR metadata @> $9)
+ ORDER BY id DESC
+ LIMIT $10
+
+-- name: list_attempts
+SELECT * FROM job_attempts WHERE tenant_id = $1 AND job_id = $2 ORDER BY attempt
+
+-- name: start_job
+-- Matches only an admitted job that waits: each admission is good for one start.
+WITH started AS (
+    UPDATE jobs
+       SET state = 'running', attempt = attempt + 1, batch = 0, head = head + 1, entry_id = $3,
+           started_at = coalesce(started_at, $5)
+     WHERE tenant_id = $1 AND id = $2 AND state = 'queued' AND admitted_at IS NOT NULL
+    RETURNING *
+), attempt AS (
+    INSERT INTO job_attempts (tenant_id, job_id, attempt, worker_id, started_at)
+    SELECT tenant_id, id, attempt, $4, $5 FROM started
+), first_event AS (
+    INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
+    SELECT s.tenant_id, s.id, s.head, s.attempt,
+           CASE WHEN s.attempt = 1 THEN 'start' ELSE 'attempt' END,
+           CASE WHEN s.attempt = 1
+                THEN format('{"status":"started","requestId":%s,"model":%s,"timestamp":"%s"}',
+                            to_json(s.request_id), to_json(s.model), $6::text)
+                ELSE format('{"mode":"restart","keep":0,"reason":%s}', to_json(coalesce((
+                        SELECT a.reason FROM job_attempts a
+                         WHERE a.tenant_id = s.tenant_id AND a.job_id = s.id AND a.attempt = s.attempt - 1
+                     ), 'worker_lost')))
+           END::json, $5
+      FROM started s
+), hint AS (
+    SELECT pg_notify('tramontane_events', id || ':' || head) FROM started
+)
+SELECT s.*, c.request
+  FROM started s
+  JOIN job_contents c ON c.tenant_id = s.tenant_id AND c.job_id = s.id
+  CROSS JOIN hint
+
+-- name: lock_job
+SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE
+
+-- name: end_job
+-- Ends a job for good, with its last events. Matches no row once another attempt, or a cancel, was there first.
+WITH ended AS (
+    UPDATE jobs
+       SET state = $4, head = head + cardinality($5::text[]), batch = batch + 1, usage = $7::json, error_code = $8,
+           error_message = $9, error_retryable = $10, failures = failures + CASE WHEN $4 = 'failed' THEN 1 ELSE 0 END,
+           completed_at = $11
+     WHERE tenant_id = $1 AND id = $2 AND attempt = $3 AND state = 'running'
+    RETURNING *
+), attempt AS (
+    UPDATE job_attempts a
+       SET ended_at = $11, outcome = $4, error_code = $8, error_message = $9, error_retryable = $10,
+           correlation_id = $12
+      FROM ended e
+     WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id AND a.attempt = e.attempt
+), result AS (
+    UPDATE job_contents c SET result = $13::json FROM ended e WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id
+), last_events AS (
+    INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
+    SELECT e.tenant_id, e.id, e.head - cardinality($5::text[]) + g.position, e.attempt, g.type, g.body::json, $11
+      FROM ended e, unnest($5::text[], $6::text[]) WITH ORDINALITY AS g (type, body, position)
+), hint AS (
+    SELECT pg_notify('tramontane_events', id || ':' || head) FROM ended
+)
+SELECT ended.* FROM ended CROSS JOIN hint
+
+-- name: requeue_job
+-- Back to wait for another attempt. Matches no row once the attempt is lost.
+WITH requeued AS (
+    UPDATE jobs
+       SET state = 'queued', run_at = $4, due = ($4 <= $5), admitted_at = NULL, entry_id = NULL,
+           failures = failures + CASE WHEN $6 = 'handover' THEN 0 ELSE 1 END
+     WHERE tenant_id = $1 AND id = $2 AND attempt = $3 AND state = 'running'
+    RETURNING *
+), attempt AS (
+    UPDATE job_attempts a
+       SET ended_at = $5, outcome = $6, reason = $7, error_code = $8, error_message = $9, error_retryable = $10,
+           correlation_id = $11
+      FROM requeued r
+     WHERE a.tenant_id = r.tenant_id AND a.job_id = r.id AND a.attempt = r.attempt
+)
+SELECT * FROM requeued
+
+-- name: readmit_job
+-- An admitted job that no queue entry stands for waits for admission again.
+UPDATE jobs SET admitted_at = NULL WHERE tenant_id = $1 AND id = $2 AND state = 'queued' AND admitted_at IS NOT NULL
+
+-- name: cancel_job
+WITH cancelled AS (
+    UPDATE jobs
+       SET state = 'cancelled', head = head + 1, error_code = 'cancelled', error_message = $4, error_retryable = false,
+           completed_at = $3
+     WHERE tenant_id = $1 AND id = $2 AND state IN ('queued', 'running')
+    RETURNING *
+), attempt AS (
+    UPDATE job_attempts a
+       SET ended_at = $3, outcome = 'cancelled', error_code = 'cancelled', error_message = $4, error_retryable = false
+      FROM cancelled c
+     WHERE a.tenant_id = c.tenant_id AND a.job_id = c.id AND a.attempt = c.attempt AND a.outcome = 'running'
+), final AS (
+    INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
+    SELECT tenant_id, id, head, attempt, 'error', $5::json, $3 FROM cancelled
+), hint AS (
+    SELECT pg_notify('tramontane_events', id || ':' || head) FROM cancelled
+)
+SELECT cancelled.* FROM cancelled CROSS JOIN hint
+
+-- name: visible_text
+-- The last event that tells how long the visible text is.
+SELECT type, body::text FROM events
+ WHERE tenant_id = $1 AND job_id = $2 AND type IN ('chunk', 'attempt')
+ ORDER BY seq DESC LIMIT 1
+
+-- name: erase_job
+WITH erased AS (
+    UPDATE jobs SET erased_at = $3, idempotency_key = NULL, idempotency_hash = NULL, metadata = NULL, error_message = NULL
+     WHERE tenant_id = $1 AND id = $2 AND erased_at IS NULL AND state IN ('completed', 'failed', 'cancelled')
+    RETURNING tenant_id, id
+), contents AS (
+    DELETE FROM job_contents c USING erased e WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id
+), log AS (
+    DELETE FROM events v USING erased e WHERE v.tenant_id = e.tenant_id AND v.job_id = e.id
+)
+SELECT id FROM erased
+
+-- name: in_flight_since
+-- Admitted before a time and not ended: what the sweeper compares with the queue.
+SELECT tenant_id, id, state, attempt, entry_id FROM jobs
+ WHERE admitted_at < $1 AND state IN ('queued', 'running')
+ ORDER BY admitted_at LIMIT 1000

@@ -1,0 +1,239 @@
+"""Following a job: its committed events after a cursor, then what comes, up to the final one.
+
+Readers pull from the log; nobody pushes to them. Correctness is the cursor's: hints only say when to look. Per process
+one `Tail` for each followed job holds the newest frames, encoded once for all its readers and read for all tails by
+one query per round; a reader that is further behind reads the log itself.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from typing import Final
+from uuid import UUID
+
+from tramontane import sse
+from tramontane.errors import InvalidCursor, StreamExpired
+from tramontane.listener import Listener
+from tramontane.models import Event, Job, JobKey
+from tramontane.store import EventStore, JobStore
+from tramontane.telemetry import log
+
+logger = logging.getLogger(__name__)
+
+_CHANNEL: Final = "tramontane_events"
+#: Bytes of frames that a tail keeps.
+_RING: Final = 256 * 1024
+#: Bytes of one write to a reader; after it others have their turn.
+_WRITE: Final = 16 * 1024
+_ROUND: Final = 500  # events of one job per query
+_SAFETY_POLL: Final = 1.0  # seconds that a lost hint costs
+
+
+class Tail:
+    """The newest frames of one job."""
+
+    def __init__(self, key: JobKey, head: int) -> None:
+        self.key = key
+        #: seq of the last frame in the ring, and of the last before its first.
+        self.head = head
+        self.base = head
+        self.readers = 0
+        self._frames: deque[tuple[bytes, bool]] = deque()
+        self._size = 0
+        self._changed = asyncio.Event()
+
+    def extend(self, events: list[Event], heartbeat: float) -> None:
+        """Take in the events after `head`."""
+        for event in events:
+            assert event.seq == self.head + 1, "the log is dense"
+            frame = sse.frame(self.key, event, heartbeat)
+            self._frames.append((frame, event.final))
+            self._size += len(frame)
+            self.head = event.seq
+        while self._size > _RING and len(self._frames) > 1:
+            self._size -= len(self._frames.popleft()[0])
+            self.base += 1
+        self.wake()
+
+    def after(self, cursor: int) -> list[tuple[bytes, bool]]:
+        """Frames after a cursor that is not before `base`."""
+        skip = cursor - self.base
+        return [self._frames[index] for index in range(skip, len(self._frames))]
+
+    def wake(self) -> None:
+        """Let all readers look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def change(self) -> None:
+        """Wait for the next `wake`."""
+        await self._changed.wait()
+
+
+class Streams:
+    """All streams of a process. Run `run` beside them."""
+
+    def __init__(self, jobs: JobStore, events: EventStore, listener: Listener, *, heartbeat: float) -> None:
+        self.heartbeat = heartbeat
+        self.draining = False
+        self._jobs = jobs
+        self._events = events
+        self._listener = listener
+        self._tails: dict[JobKey, Tail] = {}
+        self._by_id: dict[UUID, Tail] = {}
+        self._dirty: set[JobKey] = set()
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        """Feed the tails until cancelled; a failing database is tried again."""
+        await self._listener.add(_CHANNEL, self._hint)
+        while True:
+            try:
+                async with asyncio.timeout(_SAFETY_POLL):
+                    await self._news.wait()
+            except TimeoutError:
+                self._dirty.update(self._tails)
+            self._news.clear()
+            try:
+                await self._feed()
+            except Exception as error:  # noqa: BLE001 - the outermost loop of a service
+                log(logger, logging.WARNING, "streams.read_failed", error=error)
+
+    def wake(self, job: Job | JobKey) -> None:
+        """A job's log has grown, and this process knows it before any hint."""
+        key = job.key if isinstance(job, Job) else job
+        if key in self._tails:
+            self._dirty.add(key)
+            self._news.set()
+
+    async def open(self, key: JobKey, after: int) -> "Stream":
+        """A stream of the events after a cursor. Close it.
+
+        Raises NotFound; InvalidCursor for one past the head; StreamExpired when the events are past their retention.
+        """
+        job = await self._jobs.get(key)
+        if after > job.head:
+            raise InvalidCursor(f"{after} is past the last event, {job.head}", past_head=True)
+        if job.events_pruned_at is not None:
+            raise StreamExpired("the events are past their retention; the job itself has the result")
+        tail = self._tails.get(key)
+        if tail is None:
+            tail = self._tails[key] = self._by_id[key.id] = Tail(key, job.head)
+        tail.readers += 1
+        # Registered first, read afterwards: what is committed in between is seen by one of the two.
+        self.wake(key)
+        return Stream(self, self._events, tail, after, ended=job.state.final and after == job.head)
+
+    async def wait_for_end(self, key: JobKey, seconds: float) -> None:
+        """Wait until the job is final, at most so long. Raises NotFound."""
+        job = await self._jobs.get(key)
+        if job.state.final or job.events_pruned_at is not None:
+            return
+        stream = await self.open(key, job.head)
+        try:
+            async with asyncio.timeout(seconds):
+                async for _ in stream:
+                    pass
+        except TimeoutError:
+            pass
+        finally:
+            stream.close()
+
+    def drain(self) -> None:
+        """End all streams: their readers come back, with their cursors, to whoever is there then."""
+        self.draining = True
+        for tail in self._tails.values():
+            tail.wake()
+
+    def release(self, tail: Tail) -> None:
+        """A reader has gone."""
+        tail.readers -= 1
+        if tail.readers == 0:
+            self._tails.pop(tail.key, None)
+            self._by_id.pop(tail.key.id, None)
+            self._dirty.discard(tail.key)
+
+    async def _feed(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        cursors = {key: tail.head for key in dirty if (tail := self._tails.get(key))}
+        if not cursors:
+            return
+        for key, events in (await self._events.read(cursors, limit=_ROUND)).items():
+            tail = self._tails.get(key)
+            if tail is None or tail.head != cursors[key]:
+                continue
+            tail.extend(events, self.heartbeat)
+            if len(events) == _ROUND:
+                self.wake(key)
+
+    def _hint(self, payload: str) -> None:
+        if not payload:
+            self._dirty.update(self._tails)
+            self._news.set()
+            return
+        for pair in payload.split(","):
+            identity, _, head = pair.partition(":")
+            tail = self._by_id.get(UUID(identity))
+            if tail is not None and int(head) > tail.head:
+                self._dirty.add(tail.key)
+                self._news.set()
+
+
+class Stream:
+    """One reader: an async iterator of bytes to send. It ends after the final event, or when the server drains."""
+
+    def __init__(self, streams: Streams, events: EventStore, tail: Tail, after: int, *, ended: bool) -> None:
+        #: The cursor already stands on the final event: there is nothing to say, and never will be.
+        self.ended = ended
+        self._streams = streams
+        self._events = events
+        self._tail = tail
+        self._cursor = after
+        self._closed = False
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self.ended:
+            if self._streams.draining:
+                self.ended = True
+                return sse.retry(random.randrange(2000))  # noqa: S311 - so that not all come back at once
+            if frames := await self._next():
+                return self._some(frames)
+            try:
+                async with asyncio.timeout(self._streams.heartbeat):
+                    await self._tail.change()
+            except TimeoutError:
+                return sse.HEARTBEAT
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        """Stop reading. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._streams.release(self._tail)
+
+    async def _next(self) -> list[tuple[bytes, bool]]:
+        if self._cursor >= self._tail.base:
+            return self._tail.after(self._cursor)
+        key = self._tail.key
+        events = (await self._events.read({key: self._cursor}, limit=_ROUND)).get(key, [])
+        if not events:
+            # Retention or erasure came in between; the reader asks again and is told so.
+            self.ended = True
+        return [(sse.frame(key, event, self._streams.heartbeat), event.final) for event in events]
+
+    def _some(self, frames: list[tuple[bytes, bool]]) -> bytes:
+        """As many frames as one write may hold, at least one."""
+        taken: list[bytes] = []
+        size = 0
+        for frame, final in frames:
+            if taken and size + len(frame) > _WRITE:
+                break
+            taken.append(frame)
+            size += len(frame)
+            self.ended = self.ended or final
+        self._cursor += len(taken)
+        return b"".join(taken)

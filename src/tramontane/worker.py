@@ -1,0 +1,257 @@
+"""The worker: takes admitted jobs, makes attempts of them, and decides what follows from how they end."""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Final, Literal
+
+import anyio
+
+from tramontane.admission import AdmissionService
+from tramontane.errors import (
+    AttemptLost,
+    ConfigurationError,
+    InternalError,
+    JobTimeout,
+    TramontaneError,
+    Truncated,
+    UpstreamTimeout,
+)
+from tramontane.ids import new_id, show_id, utc_now
+from tramontane.models import Attempt, Ending, Failure, Job, NewEvent, Requeue, State, WorkerInfo
+from tramontane.queue import Consumer, Entry, LeaveEntry
+from tramontane.retry import Backoff, delay, may_retry
+from tramontane.runner import Failed, Runner
+from tramontane.settings import Settings
+from tramontane.store import JobStore, LimitStore
+from tramontane.telemetry import log
+from tramontane.wire import error_body
+
+logger = logging.getLogger(__name__)
+
+Hook = Callable[[Job], Awaitable[None] | None]
+HookName = Literal["completed", "failed"]
+
+#: A loop that was blocked this share of the heartbeat is about to lose its jobs.
+_LAG_ALARM: Final = 0.3
+#: What a write of an ending is worth: the answer is paid for, so an outage is waited out this long (seconds).
+_ENDING_PATIENCE: Final = 60.0
+
+
+class Worker:
+    """Runs up to `settings.concurrency` jobs at a time, until `stop` or cancellation.
+
+    consumer_of: makes the queue's consumer around our handler. wake: told of each job whose log grew, after the commit.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        limits: LimitStore,
+        consumer_of: Callable[[Callable[[Entry], Awaitable[None]]], Consumer],
+        runner: Runner,
+        admission: AdmissionService,
+        settings: Settings,
+        wake: Callable[[Job], None],
+    ) -> None:
+        self.id = new_id()
+        self._jobs = jobs
+        self._limits = limits
+        self._runner = runner
+        self._admission = admission
+        self._settings = settings
+        self._wake = wake
+        self._hooks: defaultdict[str, list[Hook]] = defaultdict(list)
+        self._running: set[anyio.CancelScope] = set()
+        self._stopping = asyncio.Event()
+        self._consumer = consumer_of(self._handle)
+
+    def on(self, name: HookName, hook: Hook) -> None:
+        """Call `hook` with each job that this worker ends, once its ending is committed.
+
+        A hook that fails is logged; it changes nothing. Raises ConfigurationError for an unknown name.
+        """
+        if name not in ("completed", "failed"):
+            raise ConfigurationError(f"a worker has no event {name!r}: use 'completed' or 'failed'")
+        self._hooks[name].append(hook)
+
+    async def run(self) -> None:
+        """Work until `stop`, then give what still runs its grace, and hand the rest back."""
+        await self._limits.register(self._info(), rate=self._settings.rate_limit, now=utc_now())
+        log(logger, logging.INFO, "worker.started", worker=self.id, concurrency=self._settings.concurrency)
+        self._admission.wake()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beat = tasks.create_task(self._beat())
+                drain = tasks.create_task(self._drain())
+                await self._consumer.run()
+                beat.cancel()
+                drain.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+                await self._limits.stop(self.id, utc_now())
+
+    def stop(self) -> None:
+        """Take no more jobs."""
+        self._stopping.set()
+        self._consumer.stop()
+
+    async def _drain(self) -> None:
+        await self._stopping.wait()
+        await asyncio.sleep(self._settings.grace)
+        for scope in list(self._running):
+            scope.cancel()
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = self._settings.heartbeat / 4
+        while True:
+            asked = loop.time()
+            await asyncio.sleep(interval)
+            if (lag := loop.time() - asked - interval) > _LAG_ALARM * self._settings.heartbeat:
+                log(logger, logging.WARNING, "worker.loop_blocked", seconds=round(lag, 3))
+            try:
+                await self._limits.beat(self.id, utc_now())
+            except Exception as error:  # noqa: BLE001 - a beat that fails is followed by another
+                log(logger, logging.WARNING, "worker.beat_failed", error=error)
+
+    def _info(self) -> WorkerInfo:
+        return WorkerInfo(
+            id=self.id,
+            concurrency=self._settings.concurrency,
+            heartbeat_seconds=self._settings.heartbeat,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    async def _handle(self, entry: Entry) -> None:
+        """One queue entry: an attempt, and what follows. Leaves the entry alone when in doubt."""
+        try:
+            attempt = await self._jobs.start(entry, worker_id=self.id, now=utc_now())
+            if attempt is not None:
+                self._wake(attempt.job)
+                await self._attempt(attempt)
+        except AttemptLost as error:
+            log(logger, logging.INFO, "attempt.lost", job=show_id("job", entry.key.id), error=error)
+            raise LeaveEntry from None
+        except Exception as error:  # noqa: BLE001
+            # Most likely the database. The entry goes stale and is taken over, which counts as a crash.
+            log(logger, logging.ERROR, "attempt.crashed", job=show_id("job", entry.key.id), error=error)
+            raise LeaveEntry from None
+        finally:
+            self._admission.wake()
+
+    async def _attempt(self, attempt: Attempt) -> None:
+        with anyio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                outcome = await self._run(attempt)
+            finally:
+                self._running.discard(scope)
+            await self._conclude(attempt, outcome)
+            return
+        # Only a shutdown cancels this scope: somebody else goes on, and it counts as no failure.
+        await self._jobs.requeue(_requeue(attempt, "handover", None, seconds=0.0), utc_now())
+        log(logger, logging.INFO, "job.handed_over", job=show_id("job", attempt.job.key.id))
+
+    async def _run(self, attempt: Attempt) -> Ending | Failed:
+        try:
+            return await self._runner.run(attempt)
+        except AttemptLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours ends the attempt, not the worker
+            log(logger, logging.ERROR, "attempt.broken", job=show_id("job", attempt.job.key.id), error=error)
+            return Failed(InternalError("a fault in Tramontane; its log tells more"), (), 0)
+
+    async def _conclude(self, attempt: Attempt, outcome: Ending | Failed) -> None:
+        if isinstance(outcome, Failed) and may_retry(outcome.error, attempt.job.failures + 1, attempt.job.attempts):
+            await self._retry(attempt, outcome.error)
+            return
+        ending = outcome if isinstance(outcome, Ending) else _failure(attempt, outcome)
+        job = await self._end(ending)
+        self._wake(job)
+        failed = {} if job.failure is None else {"code": job.failure.code}
+        log(logger, logging.INFO, f"job.{job.state}", job=show_id("job", job.key.id), attempt=job.attempt, **failed)
+        await self._call_hooks(job)
+
+    async def _retry(self, attempt: Attempt, error: TramontaneError) -> None:
+        job = attempt.job
+        backoff = Backoff(kind="fixed" if job.backoff_kind == "fixed" else "exponential", delay=job.backoff_seconds)
+        retry_after = getattr(error, "retry_after", None)
+        seconds = delay(backoff, job.failures + 1, retry_after=retry_after, random=random.random())  # noqa: S311
+        await self._jobs.requeue(_requeue(attempt, _reason(error), error, seconds=seconds), utc_now())
+        shown = show_id("job", job.key.id)
+        log(logger, logging.INFO, "job.retries", job=shown, code=error.code, seconds=round(seconds, 3))
+
+    async def _end(self, ending: Ending) -> Job:
+        """Write the ending, waiting out an outage: `end` may be repeated, and finds its own ending."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _ENDING_PATIENCE
+        while True:
+            try:
+                return await self._jobs.end(ending)
+            except AttemptLost:
+                raise
+            except Exception as error:
+                if loop.time() > deadline:
+                    raise
+                log(logger, logging.WARNING, "ending.failed", job=show_id("job", ending.key.id), error=error)
+                await asyncio.sleep(0.5)
+
+    async def _call_hooks(self, job: Job) -> None:
+        for hook in self._hooks[job.state]:
+            try:
+                outcome = hook(job)
+                if outcome is not None:
+                    await outcome
+            except Exception as error:  # noqa: BLE001 - a stranger's code
+                log(logger, logging.ERROR, "hook.failed", hook=getattr(hook, "__qualname__", repr(hook)), error=error)
+
+
+def _failure(attempt: Attempt, failed: Failed) -> Ending:
+    error = failed.error
+    failure = _failure_of(error)
+    return Ending(
+        key=attempt.job.key,
+        attempt=attempt.job.attempt,
+        entry_id=attempt.entry_id,
+        state=State.FAILED,
+        at=utc_now(),
+        events=(*failed.rest, NewEvent("error", error_body(failure, length=failed.length))),
+        failure=failure,
+        correlation_id=getattr(error, "correlation_id", None),
+    )
+
+
+def _requeue(attempt: Attempt, reason: str, error: TramontaneError | None, *, seconds: float) -> Requeue:
+    return Requeue(
+        key=attempt.job.key,
+        attempt=attempt.job.attempt,
+        entry_id=attempt.entry_id,
+        run_at=utc_now() + timedelta(seconds=seconds),
+        reason=reason,
+        failure=_failure_of(error) if error else None,
+        correlation_id=getattr(error, "correlation_id", None),
+    )
+
+
+def _failure_of(error: TramontaneError) -> Failure:
+    return Failure(code=error.code, message=error.message, retryable=error.retryable)
+
+
+def _reason(error: TramontaneError) -> str:
+    """What readers are told of why another attempt begins."""
+    match error:
+        case UpstreamTimeout():
+            return "stall"
+        case Truncated():
+            return "truncated"
+        case JobTimeout():
+            return "timeout"
+        case _:
+            return "upstream"
