@@ -107,12 +107,12 @@ class Streams:
             self._dirty.add(key)
             self._news.set()
 
-    async def open(self, key: JobKey, after: int) -> "Stream":
-        """A stream of the events after a cursor. Close it.
+    async def open(self, key: JobKey, after: int, *, job: Job | None = None) -> "Stream":
+        """A stream of the events after a cursor. Close it. A caller that has just read the job may bring it.
 
         Raises NotFound; InvalidCursor for one past the head; StreamExpired when the events are past their retention.
         """
-        job = await self._jobs.get(key)
+        job = job or await self._jobs.get(key)
         if after > job.head:
             raise InvalidCursor(f"{after} is past the last event, {job.head}", past_head=True)
         if job.events_pruned_at is not None:

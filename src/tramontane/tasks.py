@@ -8,7 +8,7 @@ from typing import Any
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A TaskGroup. When one thing fails, in the block or in a task, that exception comes out; several come as a group."""
+    """A TaskGroup. When one thing fails, in the block or in a task, that exception comes out; several are a group."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group

@@ -22,6 +22,7 @@ from tramontane.errors import (
     Truncated,
     UpstreamTimeout,
 )
+from tramontane.groups import GroupCommit
 from tramontane.ids import new_id, show_id, utc_now
 from tramontane.models import Attempt, Ending, Failure, Job, NewEvent, Requeue, State, WorkerInfo
 from tramontane.queue import Consumer, Entry, LeaveEntry
@@ -29,6 +30,7 @@ from tramontane.retry import Backoff, delay, may_retry
 from tramontane.runner import Failed, Runner
 from tramontane.settings import Settings
 from tramontane.store import JobStore, LimitStore
+from tramontane.tasks import beside
 from tramontane.telemetry import log
 from tramontane.wire import error_body
 
@@ -69,6 +71,10 @@ class Worker:
         self._hooks: defaultdict[str, list[Hook]] = defaultdict(list)
         self._running: set[anyio.CancelScope] = set()
         self._stopping = asyncio.Event()
+        self._starts = GroupCommit[Entry, Attempt | None](
+            lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now())
+        )
+        self._endings = GroupCommit[Ending, Job | AttemptLost](jobs.end)
         self._consumer = consumer_of(self._handle)
 
     def on(self, name: HookName, hook: Hook) -> None:
@@ -86,12 +92,8 @@ class Worker:
         log(logger, logging.INFO, "worker.started", worker=self.id, concurrency=self._settings.concurrency)
         self._admission.wake()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                beat = tasks.create_task(self._beat())
-                drain = tasks.create_task(self._drain())
+            async with beside(self._beat(), self._drain(), self._starts.run(), self._endings.run()):
                 await self._consumer.run()
-                beat.cancel()
-                drain.cancel()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(2):
                 await self._limits.stop(self.id, utc_now())
@@ -132,7 +134,7 @@ class Worker:
     async def _handle(self, entry: Entry) -> None:
         """One queue entry: an attempt, and what follows. Leaves the entry alone when in doubt."""
         try:
-            attempt = await self._jobs.start(entry, worker_id=self.id, now=utc_now())
+            attempt = await self._starts.add(entry)
             if attempt is not None:
                 self._wake(attempt.job)
                 await self._attempt(attempt)
@@ -194,14 +196,16 @@ class Worker:
         deadline = loop.time() + _ENDING_PATIENCE
         while True:
             try:
-                return await self._jobs.end(ending)
-            except AttemptLost:
-                raise
+                outcome = await self._endings.add(ending)
             except Exception as error:
                 if loop.time() > deadline:
                     raise
                 log(logger, logging.WARNING, "ending.failed", job=show_id("job", ending.key.id), error=error)
                 await asyncio.sleep(0.5)
+            else:
+                if isinstance(outcome, AttemptLost):
+                    raise outcome
+                return outcome
 
     async def _call_hooks(self, job: Job) -> None:
         for hook in self._hooks[job.state]:

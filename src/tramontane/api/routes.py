@@ -41,7 +41,7 @@ async def chat_stream(request: Request, idempotency_key: IdempotencyKey = None) 
         "content-location": urls["events_url"],
         **_replayed(submitted),
     }
-    return await _events(_app(request), submitted.job.key, 0, headers)
+    return await _events(_app(request), submitted.job.key, 0, headers, job=submitted.job)
 
 
 @router.get("/api/jobs")
@@ -156,8 +156,8 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _events(app: App, key: JobKey, after: int, headers: dict[str, str]) -> Response:
-    stream = await app.streams.open(key, after)
+async def _events(app: App, key: JobKey, after: int, headers: dict[str, str], *, job: Job | None = None) -> Response:
+    stream = await app.streams.open(key, after, job=job)
     if stream.ended:
         stream.close()
         return Response(status_code=204)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from tramontane import queue
@@ -18,6 +19,7 @@ from tramontane.models import (
     Job,
     JobFilter,
     JobKey,
+    NewEvent,
     NewJob,
     Requeue,
     State,
@@ -111,54 +113,49 @@ class JobStore:
         """The job's history, oldest attempt first."""
         return [attempt_from(row) for row in await self._pool.fetch(SQL.list_attempts, key.tenant, key.id)]
 
-    async def start(self, entry: queue.Entry, *, worker_id: UUID, now: datetime) -> Attempt | None:
-        """Begin an attempt: the fence rises, and the log says `start`, or `attempt` for a later one.
+    async def start(self, entries: Sequence[queue.Entry], *, worker_id: UUID, now: datetime) -> list[Attempt | None]:
+        """Begin an attempt for each entry: the fence rises, and the log says `start`, or `attempt` for a later one.
 
-        Returns None when there is nothing to run: the job has ended, is gone, or was running. In the last case its
+        None stands where there is nothing to run: the job has ended, is gone, or was running. In the last case its
         worker is lost; the crash counts as a failure, and the job waits for admission again or, its attempts spent,
         fails. The entry is removed in each of these cases.
         """
-        key = entry.key
-        row = await self._pool.fetchrow(SQL.start_job, key.tenant, key.id, entry.id, worker_id, now, iso(now))
-        if row is not None:
-            return Attempt(job=job_from(row), entry_id=entry.id, request=row["request"].encode())
+        tenants, ids = [entry.key.tenant for entry in entries], [entry.key.id for entry in entries]
+        arguments = (tenants, ids, [entry.id for entry in entries], worker_id, now, iso(now))
+        rows = {row["entry_id"]: row for row in await self._pool.fetch(SQL.start_jobs, *arguments)}
+        for entry in entries:
+            if entry.id not in rows:
+                await self._clear(entry, now)
+        return [_attempt(rows[entry.id]) if entry.id in rows else None for entry in entries]
+
+    async def _clear(self, entry: queue.Entry, now: datetime) -> None:
+        """An entry that starts nothing goes; if it was running, its attempt is given up."""
         async with self._pool.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(SQL.lock_job, key.tenant, key.id)
+            row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
             if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
                 await _give_up(connection, job_from(row), entry.id, now)
             await queue.remove(connection, [entry.id])
-        return None
 
-    async def end(self, ending: Ending) -> Job:
-        """End a job for good: state, result, last events and the queue entry are written together or not at all.
+    async def end(self, endings: Sequence[Ending]) -> list[Job | AttemptLost]:
+        """End jobs for good: of each, state, result, last events and queue entry are written together or not at all.
 
-        Raises AttemptLost when `attempt` is no longer the one that runs. A repeat after an unknown outcome is not lost:
-        it finds its own ending and returns it.
+        An AttemptLost stands where the attempt is no longer the one that runs. A repeat after an unknown outcome is not
+        lost: it finds its own ending and returns it.
         """
-        failure = ending.failure
         async with self._pool.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(
-                SQL.end_job,
-                ending.key.tenant,
-                ending.key.id,
-                ending.attempt,
-                ending.state,
-                [event.type for event in ending.events],
-                [event.body.decode() for event in ending.events],
-                ending.usage,
-                failure and failure.code,
-                failure and failure.message,
-                failure and failure.retryable,
-                ending.at,
-                ending.correlation_id,
-                ending.result and ending.result.decode(),
-            )
-            if row is None:
-                row = await connection.fetchrow(SQL.get_job, ending.key.tenant, ending.key.id)
-                if row is None or (row["attempt"], row["state"]) != (ending.attempt, ending.state):
-                    raise AttemptLost(f"attempt {ending.attempt} of {_show(ending.key)} was overtaken")
-            await queue.remove(connection, [ending.entry_id])
-        return job_from(row)
+            rows = {row["id"]: row for row in await connection.fetch(SQL.end_jobs, *_ending_columns(endings))}
+            for ending in endings:
+                if ending.key.id not in rows:
+                    row = await connection.fetchrow(SQL.get_job, ending.key.tenant, ending.key.id)
+                    if row is not None and (row["attempt"], row["state"]) == (ending.attempt, ending.state):
+                        rows[ending.key.id] = row
+            ended = [ending.entry_id for ending in endings if ending.key.id in rows]
+            if ended:
+                await queue.remove(connection, ended)
+        return [
+            job_from(rows[ending.key.id]) if ending.key.id in rows else _overtaken(ending.key, ending.attempt)
+            for ending in endings
+        ]
 
     async def requeue(self, requeue: Requeue, now: datetime) -> Job:
         """Give a job back: it waits until `run_at`, and its queue entry goes in the same transaction.
@@ -229,9 +226,17 @@ async def _give_up(connection: Connection, job: Job, entry_id: int, now: datetim
         return
     message = f"the worker was lost; {job.failures + 1} of {job.attempts} attempts failed"
     failure = Failure(code=Interrupted.code, message=message, retryable=True)
-    body = error_body(failure, length=await _visible_length(connection, job)).decode()
-    arguments = (State.FAILED, ["error"], [body], None, failure.code, failure.message, True, now, None, None)
-    await connection.fetchrow(SQL.end_job, job.key.tenant, job.key.id, job.attempt, *arguments)
+    body = error_body(failure, length=await _visible_length(connection, job))
+    ending = Ending(
+        key=job.key,
+        attempt=job.attempt,
+        entry_id=entry_id,
+        state=State.FAILED,
+        at=now,
+        events=(NewEvent("error", body),),
+        failure=failure,
+    )
+    await connection.fetch(SQL.end_jobs, *_ending_columns([ending]))
 
 
 async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: datetime) -> Job:
@@ -251,7 +256,7 @@ async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: 
         requeue.correlation_id,
     )
     if row is None:
-        raise AttemptLost(f"attempt {requeue.attempt} of {_show(requeue.key)} was overtaken")
+        raise _overtaken(requeue.key, requeue.attempt)
     await queue.remove(connection, [requeue.entry_id])
     return job_from(row)
 
@@ -296,6 +301,37 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
         [job.idempotency_hash for job in jobs],
         [job.request.decode() for job in jobs],
     )
+
+
+def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
+    events = [(ending, position, event) for ending in endings for position, event in enumerate(ending.events, 1)]
+    failures = [ending.failure for ending in endings]
+    return (
+        [ending.key.tenant for ending in endings],
+        [ending.key.id for ending in endings],
+        [ending.attempt for ending in endings],
+        [ending.state for ending in endings],
+        [ending.at for ending in endings],
+        [len(ending.events) for ending in endings],
+        [ending.usage for ending in endings],
+        [failure and failure.code for failure in failures],
+        [failure and failure.message for failure in failures],
+        [failure and failure.retryable for failure in failures],
+        [ending.correlation_id for ending in endings],
+        [ending.result and ending.result.decode() for ending in endings],
+        [ending.key.id for ending, _, _ in events],
+        [position for _, position, _ in events],
+        [event.type for _, _, event in events],
+        [event.body.decode() for _, _, event in events],
+    )
+
+
+def _attempt(row: asyncpg.Record) -> Attempt:
+    return Attempt(job=job_from(row), entry_id=row["entry_id"], request=row["request"].encode())
+
+
+def _overtaken(key: JobKey, attempt: int) -> AttemptLost:
+    return AttemptLost(f"attempt {attempt} of {_show(key)} was overtaken")
 
 
 def _show(key: JobKey) -> str:

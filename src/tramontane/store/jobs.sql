@@ -51,14 +51,23 @@ SELECT * FROM jobs
 -- name: list_attempts
 SELECT * FROM job_attempts WHERE tenant_id = $1 AND job_id = $2 ORDER BY attempt
 
--- name: start_job
--- Matches only an admitted job that waits: each admission is good for one start.
-WITH started AS (
-    UPDATE jobs
-       SET state = 'running', attempt = attempt + 1, batch = 0, head = head + 1, entry_id = $3,
-           started_at = coalesce(started_at, $5)
-     WHERE tenant_id = $1 AND id = $2 AND state = 'queued' AND admitted_at IS NOT NULL
-    RETURNING *
+-- name: start_jobs
+-- Matches only admitted jobs that wait: each admission is good for one start.
+WITH given AS (
+    SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[]) AS g (tenant_id, id, entry_id)
+), waiting AS (
+    SELECT j.tenant_id, j.id, g.entry_id
+      FROM jobs j JOIN given g USING (tenant_id, id)
+     WHERE j.state = 'queued' AND j.admitted_at IS NOT NULL
+     ORDER BY j.tenant_id, j.id
+       FOR UPDATE OF j
+), started AS (
+    UPDATE jobs j
+       SET state = 'running', attempt = j.attempt + 1, batch = 0, head = j.head + 1, entry_id = w.entry_id,
+           started_at = coalesce(j.started_at, $5)
+      FROM waiting w
+     WHERE j.tenant_id = w.tenant_id AND j.id = w.id
+    RETURNING j.*
 ), attempt AS (
     INSERT INTO job_attempts (tenant_id, job_id, attempt, worker_id, started_at)
     SELECT tenant_id, id, attempt, $4, $5 FROM started
@@ -76,39 +85,59 @@ WITH started AS (
            END::json, $5
       FROM started s
 ), hint AS (
-    SELECT pg_notify('tramontane_events', id || ':' || head) FROM started
+    SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)
+      FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM started) AS p
+     WHERE pairs IS NOT NULL
 )
 SELECT s.*, c.request
   FROM started s
   JOIN job_contents c ON c.tenant_id = s.tenant_id AND c.job_id = s.id
-  CROSS JOIN hint
+ CROSS JOIN hint
 
 -- name: lock_job
 SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE
 
--- name: end_job
--- Ends a job for good, with its last events. Matches no row once another attempt, or a cancel, was there first.
-WITH ended AS (
-    UPDATE jobs
-       SET state = $4, head = head + cardinality($5::text[]), batch = batch + 1, usage = $7::json, error_code = $8,
-           error_message = $9, error_retryable = $10, failures = failures + CASE WHEN $4 = 'failed' THEN 1 ELSE 0 END,
-           completed_at = $11
-     WHERE tenant_id = $1 AND id = $2 AND attempt = $3 AND state = 'running'
-    RETURNING *
+-- name: end_jobs
+-- Ends jobs for good, with their last events. Leaves out each one where another attempt, or a cancel, was there first.
+WITH given AS (
+    SELECT * FROM unnest(
+        $1::text[], $2::uuid[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::text[], $8::text[],
+        $9::text[], $10::boolean[], $11::text[], $12::text[]
+    ) AS g (tenant_id, id, attempt, state, at, count, usage, code, message, retryable, correlation_id, result)
+), fenced AS (
+    SELECT j.tenant_id, j.id
+      FROM jobs j JOIN given g USING (tenant_id, id, attempt)
+     WHERE j.state = 'running'
+     ORDER BY j.tenant_id, j.id
+       FOR UPDATE OF j
+), ended AS (
+    UPDATE jobs j
+       SET state = g.state, head = j.head + g.count, batch = j.batch + 1, usage = g.usage::json, error_code = g.code,
+           error_message = g.message, error_retryable = g.retryable, completed_at = g.at,
+           failures = j.failures + CASE WHEN g.state = 'failed' THEN 1 ELSE 0 END
+      FROM fenced f JOIN given g USING (tenant_id, id)
+     WHERE j.tenant_id = f.tenant_id AND j.id = f.id
+    RETURNING j.*
 ), attempt AS (
     UPDATE job_attempts a
-       SET ended_at = $11, outcome = $4, error_code = $8, error_message = $9, error_retryable = $10,
-           correlation_id = $12
-      FROM ended e
+       SET ended_at = g.at, outcome = g.state, error_code = g.code, error_message = g.message,
+           error_retryable = g.retryable, correlation_id = g.correlation_id
+      FROM ended e JOIN given g USING (tenant_id, id)
      WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id AND a.attempt = e.attempt
 ), result AS (
-    UPDATE job_contents c SET result = $13::json FROM ended e WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id
+    UPDATE job_contents c SET result = g.result::json
+      FROM ended e JOIN given g USING (tenant_id, id)
+     WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id AND g.result IS NOT NULL
 ), last_events AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
-    SELECT e.tenant_id, e.id, e.head - cardinality($5::text[]) + g.position, e.attempt, g.type, g.body::json, $11
-      FROM ended e, unnest($5::text[], $6::text[]) WITH ORDINALITY AS g (type, body, position)
+    SELECT e.tenant_id, e.id, e.head - g.count + v.position, e.attempt, v.type, v.body::json, g.at
+      FROM unnest($13::uuid[], $14::integer[], $15::text[], $16::text[]) AS v (id, position, type, body)
+      JOIN ended e USING (id)
+      JOIN given g USING (id)
 ), hint AS (
-    SELECT pg_notify('tramontane_events', id || ':' || head) FROM ended
+    SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)
+      FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM ended) AS p
+     WHERE pairs IS NOT NULL
 )
 SELECT ended.* FROM ended CROSS JOIN hint
 

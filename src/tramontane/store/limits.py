@@ -82,7 +82,6 @@ async def admit(connection: Connection, now: datetime, *, wait: bool) -> Admissi
     if row is None:
         return Admission(busy=True)
     rate, window = row["rate"], _window_from(row["uses"])
-    await connection.execute(SQL.make_due, now)
     fleet = await connection.fetchrow(SQL.fleet, now)
     assert fleet is not None
     room = window.room(now, rate) if rate else _ROUND

@@ -30,15 +30,15 @@ SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDA
 -- name: save_limit
 UPDATE limits SET uses = $1 WHERE tenant_id = '*' AND name = 'starts'
 
--- name: make_due
-UPDATE jobs SET due = true WHERE state = 'queued' AND NOT due AND run_at <= $1
-
 -- name: fleet
--- Free slots of the fleet, and the next scheduled job.
+-- Free slots of the fleet, and the next scheduled job; those whose time has come become due.
+WITH come AS (
+    UPDATE jobs SET due = true WHERE state = 'queued' AND NOT due AND run_at <= $1
+)
 SELECT (SELECT coalesce(sum(concurrency), 0) FROM workers
          WHERE stopped_at IS NULL AND seen_at > $1::timestamptz - make_interval(secs => 3 * heartbeat_seconds))
      - (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running')) AS free,
-       (SELECT min(run_at) FROM jobs WHERE state = 'queued' AND NOT due) AS next_run_at
+       (SELECT min(run_at) FROM jobs WHERE state = 'queued' AND NOT due AND run_at > $1) AS next_run_at
 
 -- name: admit
 WITH next AS (
