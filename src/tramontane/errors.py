@@ -7,6 +7,7 @@
     │   ├── NotSupported          known, and not built yet
     │   └── BodyTooLarge
     ├── NotFound
+    ├── NotAllowed                a name or an origin that may not call this server
     ├── Conflict                  true of the job as it stands
     │   ├── IdempotencyMismatch
     │   ├── JobNotEnded
@@ -85,6 +86,12 @@ class NotFound(TramontaneError):
     """No such thing, or not yours: the two are not told apart."""
 
     code = "not_found"
+
+
+class NotAllowed(TramontaneError):
+    """A request under a foreign host name, or from a page of another origin."""
+
+    code = "not_allowed"
 
 
 class Conflict(TramontaneError):

@@ -11,13 +11,19 @@ Result = TypeVar("Result")
 class GroupCommit(Generic[Item, Result]):
     """Gathers what is added while a write is under way, and writes it together next.
 
-    write: takes items, returns one result for each, in order. A lone caller waits for nobody. An error of `write` is
-    raised to all its callers; when it concerned several, each item is tried alone first, so that one bad item fails
-    alone.
+    write: takes items, returns one result for each, in order. A lone caller waits for nobody. When a group fails, each
+    of its items is tried alone, so that a bad one fails alone; an error of `outages` is nobody's fault, and fails all.
     """
 
-    def __init__(self, write: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], *, largest: int = 200) -> None:
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        outages: tuple[type[Exception], ...] = (),
+        largest: int = 200,
+    ) -> None:
         self._write = write
+        self._outages = outages
         self._largest = largest
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._news = asyncio.Event()
@@ -49,11 +55,12 @@ class GroupCommit(Generic[Item, Result]):
         try:
             results = await self._write([item for item, _ in group])
         except Exception as error:  # noqa: BLE001 - handed to the callers, each of whom raises it
-            if len(group) == 1:
-                _settle(group[0][1], error)
+            if len(group) > 1 and not isinstance(error, self._outages):
+                for member in group:
+                    await self._commit([member])
                 return
-            for member in group:
-                await self._commit([member])
+            for _, future in group:
+                _settle(future, error)
         except asyncio.CancelledError:
             for _, future in group:
                 future.cancel()

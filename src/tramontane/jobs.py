@@ -7,6 +7,7 @@ from uuid import UUID
 from tramontane.errors import IdempotencyMismatch, JobNotEnded
 from tramontane.groups import GroupCommit
 from tramontane.ids import new_id, show_id, utc_now
+from tramontane.listener import OUTAGES
 from tramontane.models import AttemptRecord, Job, JobFilter, JobKey, NewJob, Submitted
 from tramontane.store import Contents, JobStore
 
@@ -20,7 +21,9 @@ class Jobs:
     def __init__(self, store: JobStore, wake: Callable[[Job], None]) -> None:
         self._store = store
         self._wake = wake
-        self._submits = GroupCommit[NewJob, Submitted | IdempotencyMismatch](lambda jobs: store.submit(jobs, utc_now()))
+        self._submits = GroupCommit[NewJob, Submitted | IdempotencyMismatch](
+            lambda jobs: store.submit(jobs, utc_now()), outages=OUTAGES
+        )
 
     async def run(self) -> None:
         """Write submits until cancelled."""

@@ -139,6 +139,9 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         (), "TRAMONTANE_CORS_ORIGINS", _words, "origins that may call the API from a browser, by comma"
     )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "TRAMONTANE_ALLOWED_HOSTS", _words, "host names that a proxy in front passes on, by comma, besides loopback"
+    )
     log_level: str = _setting("info", "TRAMONTANE_LOG_LEVEL", str.lower, "debug, info, warning or error")
 
     def __post_init__(self) -> None:

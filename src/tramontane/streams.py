@@ -10,7 +10,6 @@ import logging
 import random
 from collections import deque
 from typing import Final
-from uuid import UUID
 
 from tramontane import sse
 from tramontane.errors import InvalidCursor, StreamExpired
@@ -81,7 +80,8 @@ class Streams:
         self._events = events
         self._listener = listener
         self._tails: dict[JobKey, Tail] = {}
-        self._by_id: dict[UUID, Tail] = {}
+        #: By the id as a hint writes it.
+        self._by_id: dict[str, Tail] = {}
         self._dirty: set[JobKey] = set()
         self._news = asyncio.Event()
 
@@ -119,7 +119,7 @@ class Streams:
             raise StreamExpired("the events are past their retention; the job itself has the result")
         tail = self._tails.get(key)
         if tail is None:
-            tail = self._tails[key] = self._by_id[key.id] = Tail(key, job.head)
+            tail = self._tails[key] = self._by_id[str(key.id)] = Tail(key, job.head)
         tail.readers += 1
         # Registered first, read afterwards: what is committed in between is seen by one of the two.
         self.wake(key)
@@ -151,7 +151,7 @@ class Streams:
         tail.readers -= 1
         if tail.readers == 0:
             self._tails.pop(tail.key, None)
-            self._by_id.pop(tail.key.id, None)
+            self._by_id.pop(str(tail.key.id), None)
             self._dirty.discard(tail.key)
 
     async def _feed(self) -> None:
@@ -174,7 +174,7 @@ class Streams:
             return
         for pair in payload.split(","):
             identity, _, head = pair.partition(":")
-            tail = self._by_id.get(UUID(identity))
+            tail = self._by_id.get(identity)
             if tail is not None and int(head) > tail.head:
                 self._dirty.add(tail.key)
                 self._news.set()

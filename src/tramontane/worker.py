@@ -24,6 +24,7 @@ from tramontane.errors import (
 )
 from tramontane.groups import GroupCommit
 from tramontane.ids import new_id, show_id, utc_now
+from tramontane.listener import OUTAGES
 from tramontane.models import Attempt, Ending, Failure, Job, NewEvent, Requeue, State, WorkerInfo
 from tramontane.queue import Consumer, Entry, LeaveEntry
 from tramontane.retry import Backoff, delay, may_retry
@@ -72,9 +73,9 @@ class Worker:
         self._running: set[anyio.CancelScope] = set()
         self._stopping = asyncio.Event()
         self._starts = GroupCommit[Entry, Attempt | None](
-            lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now())
+            lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now()), outages=OUTAGES
         )
-        self._endings = GroupCommit[Ending, Job | AttemptLost](jobs.end)
+        self._endings = GroupCommit[Ending, Job | AttemptLost](jobs.end, outages=OUTAGES)
         self._consumer = consumer_of(self._handle)
 
     def on(self, name: HookName, hook: Hook) -> None:

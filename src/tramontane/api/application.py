@@ -5,6 +5,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 import tramontane
 from tramontane.api import problems
+from tramontane.api.guard import Guard
 from tramontane.api.routes import router
 from tramontane.app import App
 
@@ -23,4 +24,5 @@ def create_api(app: App) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
             expose_headers=["Content-Location", "Location", "Retry-After", "X-Job-Id", "X-Stream-Retention-Seconds"],
         )
+    api.add_middleware(Guard, hosts=app.settings.allowed_hosts, origins=app.settings.cors_origins)
     return api

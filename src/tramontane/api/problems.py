@@ -6,6 +6,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tramontane.errors import (
     BodyTooLarge,
@@ -15,6 +16,7 @@ from tramontane.errors import (
     InvalidCursor,
     InvalidInput,
     InvalidJSON,
+    NotAllowed,
     NotFound,
     StreamExpired,
     TramontaneError,
@@ -26,6 +28,7 @@ _STATUS: Final[tuple[tuple[type[TramontaneError], int, str], ...]] = (
     (InvalidJSON, 400, "Not JSON"),
     (BodyTooLarge, 413, "Body too large"),
     (InvalidInput, 422, "Invalid request"),
+    (NotAllowed, 403, "Not allowed"),
     (NotFound, 404, "Not found"),
     (IdempotencyMismatch, 422, "Idempotency-Key reused"),
     (StreamExpired, 410, "Stream expired"),
@@ -42,6 +45,7 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(HTTPException, _framework)
     for outage in OUTAGES:
         api.add_exception_handler(outage, _outage)
+    api.add_exception_handler(ClientDisconnect, _gone)
     api.add_exception_handler(Exception, _fault)
 
 
@@ -86,6 +90,10 @@ async def _framework(request: Request, error: Exception) -> Response:
 
 async def _outage(_: Request, __: Exception) -> Response:
     return problem(503, "Database unavailable", DatabaseError.code, "the database does not answer; try again")
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # nobody is there to read it
 
 
 async def _fault(_: Request, __: Exception) -> Response:

@@ -1,0 +1,40 @@
+"""Who may call a server that listens on loopback: programs of this machine, but not every page in its browser.
+
+A page of any site can make a browser POST to 127.0.0.1, and, by a name that changes its address, even read from it.
+Both show: the first in `Origin`, the second in `Host`.
+"""
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tramontane.api.problems import response_to
+from tramontane.errors import NotAllowed
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Guard:
+    """ASGI middleware that refuses foreign host names and origins."""
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:
+        self._app = app
+        self._hosts = _LOOPBACK | set(hosts)
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
+            await response_to(refusal)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> NotAllowed | None:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        if host not in self._hosts:
+            return NotAllowed("this host name is not one of ours: TRAMONTANE_ALLOWED_HOSTS names those of a proxy")
+        origin = headers.get("origin")
+        if origin is None or origin in self._origins or urlsplit(origin).hostname in self._hosts:
+            return None
+        return NotAllowed("pages of this origin may not call this server: TRAMONTANE_CORS_ORIGINS names those that may")
