@@ -1,0 +1,79 @@
+"""What a relayed chunk costs: from Mistral's socket through the log to one reader per stream, at a human pace.
+
+100 streams of 50 chunks per second. The simulator and the readers are processes of their own, so what is counted is the
+engine's process (API and worker), and, beside it, its Postgres.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from bench.engine import cpu_seconds, engine
+from bench.processes import simulator_process
+from tramontane.api import bind, serving
+
+STREAMS, PACE, TOKENS = 100, 50, 400
+
+_READERS = """
+import asyncio, sys
+port, streams, tokens = map(int, sys.argv[1:4])
+body = b'{"model":"mistral-small-latest","max_tokens":%d,"messages":[{"role":"user","content":"Tell me of the wind."}]}' % tokens
+async def read():
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /api/chat/stream HTTP/1.1\\r\\nhost: localhost\\r\\nconnection: close\\r\\n"
+                 b"content-length: %d\\r\\n\\r\\n" % len(body) + body)
+    text = await reader.read()
+    writer.close()
+    assert b"event: complete" in text, text[-300:]
+    return text.count(b"event: chunk")
+async def main():
+    print(sum(await asyncio.gather(*(read() for _ in range(streams)))), flush=True)
+asyncio.run(main())
+"""
+
+
+async def run() -> dict[str, float]:
+    """Microseconds of CPU per chunk of Mistral's."""
+    async with simulator_process(tokens_per_second=PACE) as upstream, engine(upstream, concurrency=STREAMS) as app:
+        bound = bind("127.0.0.1", 0)
+        async with serving(app, bound):
+            await _read(bound.getsockname()[1], 10)
+            ours, database = cpu_seconds(), _postgres_cpu()
+            frames = await _read(bound.getsockname()[1], TOKENS)
+            ours, database = cpu_seconds() - ours, _postgres_cpu() - database
+    chunks = STREAMS * TOKENS
+    return {
+        "engine CPU us per relayed chunk": ours / chunks * 1e6,
+        "Postgres CPU us per relayed chunk": database / chunks * 1e6,
+        "chunks merged into one frame": chunks / frames,
+    }
+
+
+async def _read(port: int, tokens: int) -> int:
+    arguments = ("-c", _READERS, str(port), str(STREAMS), str(tokens))
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return int(out)
+
+
+def _postgres_cpu() -> float:
+    """CPU seconds of all postgres processes of this machine; benches run alone."""
+    ticks = 0
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (directory / "stat").read_text().partition(") ")
+        except OSError:
+            continue
+        if name.endswith("(postgres"):
+            fields = rest.split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    for name, value in uvloop.run(run()).items():
+        print(f"{name:40} {value:10.2f}")
