@@ -24,7 +24,12 @@ except ImportError:
 async def simulator_process(*, tokens_per_second: float = 0) -> AsyncIterator[str]:
     """Start a simulator, as fast as it can or at a pace; gives its address, and ends it afterwards."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _MAIN, str(tokens_per_second), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-c",
+        _MAIN,
+        str(tokens_per_second),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -18,7 +18,8 @@ STREAMS, PACE, TOKENS = 100, 50, 400
 _READERS = """
 import asyncio, sys
 port, streams, tokens = map(int, sys.argv[1:4])
-body = b'{"model":"mistral-small-latest","max_tokens":%d,"messages":[{"role":"user","content":"Tell me of the wind."}]}' % tokens
+messages = b'[{"role":"user","content":"Tell me of the wind."}]'
+body = b'{"model":"mistral-small-latest","max_tokens":%d,"messages":%s}' % (tokens, messages)
 async def read():
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /api/chat/stream HTTP/1.1\\r\\nhost: localhost\\r\\nconnection: close\\r\\n"

@@ -1,0 +1,195 @@
+"""`tramontane batch FILE`: many prompts as durable jobs, the first answer live, and a table of them all."""
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
+
+import msgspec
+import typer
+
+from tramontane import telemetry
+from tramontane.address import read_address
+from tramontane.cli import exits, screen
+from tramontane.cli.batch_view import View, open_view, show_results
+from tramontane.cli.chat import DEFAULT_MODEL
+from tramontane.cli.options import DataDir, Json, Model, Simulate, settings_from
+from tramontane.cli.prompts_file import BadLine, PromptLine, read_prompts
+from tramontane.cli.reach import can_work, own_server, reach, require_key, simulated
+from tramontane.cli.signals import run
+from tramontane.errors import ConfigurationError, InvalidInput, TramontaneError
+from tramontane.ids import utc_now
+from tramontane.models import DEFAULT_TENANT
+from tramontane.settings import Settings
+from tramontane.tasks import task_group
+
+if TYPE_CHECKING:
+    from tramontane.client import ApiClient
+
+#: Requests that are under way at a time: submits first, then waits for the jobs that are next to end.
+_AT_ONCE: Final = 32
+_LONG_POLL: Final = 30  # seconds
+#: What the cancelling of the rest may take after Ctrl-C, in seconds.
+_CANCEL: Final = 5.0
+
+
+def batch(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a prompt per line; `.jsonl`: a JSON object per line")],
+    model: Model = DEFAULT_MODEL,
+    live: Annotated[bool, typer.Option("--live", help="show the first answer while it is written")] = False,
+    skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="run the good lines all the same")] = False,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="write the answers there, as JSON lines")] = None,
+    simulator: Simulate = False,
+    json: Json = False,
+    data_dir: DataDir = None,
+) -> int:
+    """Run a file of prompts as jobs, and wait for the answers.
+
+    With --simulator everything is in this process and its data directory: no key, no server.
+    """
+    settings = settings_from(data_dir=data_dir)
+    telemetry.configure("warning")
+    if live and json:
+        raise InvalidInput("--live", "shows text and --json shows none: choose one")
+    prompts = _prompts(file, settings, model, skip_bad_lines=skip_bad_lines)
+    with _opened(output) as results:
+        return run(lambda _: _batch(settings, prompts, results, live=live, simulator=simulator, json=json))
+
+
+async def _batch(
+    settings: Settings, prompts: list[PromptLine], results: TextIO | None, *, live: bool, simulator: bool, json: bool
+) -> int:
+    began = monotonic()
+    async with _engine(settings, simulator=simulator) as client:
+        with open_view(len(prompts), first=prompts[0].text if live else None, quiet=json) as view:
+            try:
+                jobs = await _run(client, prompts, view, live=live)
+            except asyncio.CancelledError:
+                view.close()
+                screen.note("interrupted: what has not ended is cancelled")
+                raise
+    wall = monotonic() - began
+    rows = [{"line": prompt.line, "prompt": prompt.text, **job} for prompt, job in zip(prompts, jobs, strict=True)]
+    if results is not None:
+        results.writelines(msgspec.json.encode(row).decode() + "\n" for row in rows)
+    if json:
+        screen.show_json({"jobs": rows, "seconds": round(wall, 3)})
+    else:
+        show_results(rows, wall)
+        if simulator:
+            screen.note(f"they are kept: tramontane jobs list --data-dir {settings.data_dir}")
+    return exits.OK if all(job["status"] == "completed" for job in jobs) else exits.FAILED
+
+
+@asynccontextmanager
+async def _engine(settings: Settings, *, simulator: bool) -> "AsyncIterator[ApiClient]":
+    if not simulator:
+        async with reach(settings, worker=can_work(settings)) as reached:
+            if reached.own:
+                require_key(settings, "tramontane batch FILE --simulator")
+            yield reached.client
+        return
+    if url := read_address(settings.data_dir):
+        # Its worker would take our jobs, and might ask the real Mistral.
+        raise ConfigurationError(
+            f"a server runs on {settings.data_dir} ({url}): leave --simulator out to use it, or take another --data-dir"
+        )
+    # Nor may another database bring other workers.
+    settings = dataclasses.replace(settings, database_url="")
+    async with simulated(settings) as pretended, own_server(pretended, worker=True) as client:
+        yield client
+
+
+async def _run(client: "ApiClient", prompts: Sequence[PromptLine], view: View, *, live: bool) -> list[dict[str, Any]]:
+    """The jobs, ended, in the order of the prompts. When cancelled, so are those that have not ended."""
+    ids: list[str] = [""] * len(prompts)
+    ended: dict[int, dict[str, Any]] = {}
+
+    async def submit(index: int) -> None:
+        ids[index] = (await client.submit(prompts[index].body))["jobId"]
+
+    async def wait(index: int) -> None:
+        if live and index == 0:
+            await _show_first(client, ids[0], view)
+        job = await client.get(ids[index], wait=_LONG_POLL)
+        while job["completedAt"] is None:
+            job = await client.get(ids[index], wait=_LONG_POLL)
+        ended[index] = job
+        view.advance()
+
+    try:
+        await submit(0)  # the one that is watched goes first
+        await _each(range(1, len(prompts)), submit)
+        await _each(range(len(prompts)), wait)
+    except asyncio.CancelledError:
+        with suppress(TimeoutError, TramontaneError, BaseExceptionGroup):
+            async with asyncio.timeout(_CANCEL):
+                left = [index for index, job_id in enumerate(ids) if job_id and index not in ended]
+                await _each(left, lambda index: client.cancel(ids[index]))
+        raise
+    return [ended[index] for index in range(len(prompts))]
+
+
+async def _each(indexes: Sequence[int], work: Callable[[int], Awaitable[object]]) -> None:
+    """Do `work` with every index, in their order, some at a time."""
+    coming = iter(indexes)
+
+    async def take() -> None:
+        for index in coming:
+            await work(index)
+
+    async with task_group() as tasks:
+        for _ in range(min(_AT_ONCE, len(indexes))):
+            tasks.create_task(take())
+
+
+async def _show_first(client: "ApiClient", job_id: str, view: View) -> None:
+    async with client.follow(job_id) as events:
+        async for event in events:
+            if event.type == "chunk":
+                view.text(event.data["content"])
+            elif event.type == "attempt" and event.data.get("keep") == 0:
+                view.text(f"\n(attempt {event.data['attempt']} begins again)\n")
+    view.text_ends()
+
+
+def _prompts(file: str, settings: Settings, model: str, *, skip_bad_lines: bool) -> list[PromptLine]:
+    """The lines to run. Raises InvalidInput for bad ones unless they are to be skipped; lists them in any case."""
+    from tramontane.api.schemas import new_job
+
+    def check(body: bytes) -> None:
+        new_job(body, settings, tenant=DEFAULT_TENANT, idempotency_key=None, now=utc_now())
+
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidInput(file, f"cannot be read: {error.strerror}") from None
+    good, bad = read_prompts(content, json_lines=file.endswith((".jsonl", ".ndjson")), model=model, check=check)
+    for line in bad:
+        print(f"{file}:{line.line}: {screen.plain(line.reason)}", file=sys.stderr)
+    if bad and not skip_bad_lines:
+        raise InvalidInput(file, f"{_count_of(bad)}; nothing was submitted (--skip-bad-lines runs the others)")
+    if not good:
+        raise InvalidInput(file, "holds no prompt")
+    return good
+
+
+def _count_of(bad: Sequence[BadLine]) -> str:
+    return "a line is bad" if len(bad) == 1 else f"{len(bad)} lines are bad"
+
+
+@contextmanager
+def _opened(output: str | None) -> Iterator[TextIO | None]:
+    """The file for the answers, opened before anything is asked: a wrong path costs no tokens."""
+    if output is None:
+        yield None
+        return
+    try:
+        with open(output, "w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise InvalidInput("--output", f"{output} cannot be written: {error.strerror}") from None
