@@ -6,7 +6,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,8 +14,14 @@ import aiohttp
 import msgspec
 
 QUESTION = [{"role": "user", "content": "Hello!"}]
-#: What a reader meets when a server dies: it comes back.
-BROKEN = (aiohttp.ClientError, ConnectionError, TimeoutError)
+
+
+class Away(Exception):
+    """503: the server has no database at the moment."""
+
+
+#: What a client meets when a server or its database dies: it comes back.
+BROKEN = (aiohttp.ClientError, ConnectionError, TimeoutError, Away)
 
 
 @dataclass(frozen=True)
@@ -142,25 +148,19 @@ class Client:
         body = {"kind": "chat", "request": {"messages": [{"role": "user", "content": content}]}, **options}
         headers = {"Idempotency-Key": key} if key else {}
         async with self.session.post(f"{self.url}/api/jobs", json=body, headers=headers) as response:
-            answer: dict[str, Any] = await response.json()
-            assert response.status == 202, answer
-            return answer
+            return await _answer(response, 202)
 
     async def job(self, job_id: str, *, wait: int = 0) -> dict[str, Any]:
         """The job; with `wait`, once it has ended or after so many seconds."""
         headers = {"Prefer": f"wait={wait}"} if wait else {}
         async with self.session.get(f"{self.url}/api/jobs/{job_id}", headers=headers) as response:
-            job: dict[str, Any] = await response.json()
-            assert response.status == 200, job
-            return job
+            return await _answer(response, 200)
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
         async with self.session.post(f"{self.url}/api/jobs/{job_id}/cancel") as response:
-            job: dict[str, Any] = await response.json()
-            assert response.status == 200, job
-            return job
+            return await _answer(response, 200)
 
-    def events(self, job_id: str, *, after: int | None = None) -> "aiohttp.client._RequestContextManager":
+    def events(self, job_id: str, *, after: int | None = None) -> "AbstractAsyncContextManager[aiohttp.ClientResponse]":
         """A request for the job's stream."""
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         return self.session.get(f"{self.url}/api/jobs/{job_id}/events", headers=headers)
@@ -176,9 +176,8 @@ async def visit(client: Client, job_id: str, reader: Reader) -> None:
     """One connection: take what comes after the reader's cursor, until the connection ends or breaks."""
     frames = Frames()
     async with client.events(job_id, after=reader.seq or None) as response:
-        if response.status == 503:  # its database is away; it said when to come back
-            return
-        assert response.status == 200, await response.text()
+        if response.status != 200:
+            await _answer(response, 200)
         reader.visits += 1
         async for block in response.content.iter_any():
             for frame in frames.feed(block):
@@ -189,10 +188,9 @@ async def follow(client_of: Callable[[], Client], job_id: str, reader: Reader, *
     """Read to the final event, coming back with the cursor whenever a connection breaks, as a browser does."""
     async with asyncio.timeout(until):
         while reader.final is None:
-            try:
+            with suppress(*BROKEN):
                 await visit(client_of(), job_id, reader)
-            except BROKEN:
-                await asyncio.sleep(0.1)  # the `retry` of a stream, in small
+            await asyncio.sleep(0 if reader.final else 0.1)  # the `retry` of a stream, in small
     return reader
 
 
@@ -218,6 +216,14 @@ def browse(body: bytes) -> list[tuple[str, str, str]]:
             case "id" if "\0" not in value:
                 buffered_id = value
     return events
+
+
+async def _answer(response: aiohttp.ClientResponse, expected: int) -> dict[str, Any]:
+    answer: dict[str, Any] = await response.json(content_type=None)
+    if response.status == 503:
+        raise Away(answer)
+    assert response.status == expected, answer
+    return answer
 
 
 def _units(text: str) -> int:

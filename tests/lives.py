@@ -101,9 +101,7 @@ class Lives:
         self.limits = LimitStore(database.pool)
         self.worker_id = new_id()
 
-    async def worker(
-        self, *, slots: int = 100, rate: float = 0.0, heartbeat: float = 10.0, now: datetime = T0
-    ) -> UUID:
+    async def worker(self, *, slots: int = 100, rate: float = 0.0, heartbeat: float = 10.0, now: datetime = T0) -> UUID:
         """A live worker; without a rate nothing but its slots limits the starts."""
         info = WorkerInfo(id=new_id(), concurrency=slots, heartbeat_seconds=heartbeat, host="here", pid=1)
         await self.limits.register(info, rate=rate, now=now)
@@ -165,9 +163,9 @@ async def at_once(verbs: list[Awaitable[Any]]) -> list[Any]:
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 8.0) -> None:
-    """Look again and again, for what only the database can tell, until it holds."""
+    """Look again and again, until it holds."""
     async with asyncio.timeout(seconds):
-        while not await holds():
+        while not await holds():  # noqa: ASYNC110 - only the database can tell
             await asyncio.sleep(0.005)
 
 

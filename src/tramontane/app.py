@@ -10,7 +10,7 @@ from tramontane.database import Database, open_database
 from tramontane.jobs import Jobs
 from tramontane.listener import Listener
 from tramontane.maintenance import Maintenance
-from tramontane.mistral import MistralClient, Timeouts
+from tramontane.mistral import MistralClient
 from tramontane.queue import Consumer
 from tramontane.runner import Runner
 from tramontane.settings import Settings
@@ -61,13 +61,8 @@ async def _working(
     admission = AdmissionService(limits, listener, poll=min(1.0, settings.poll))
     appender = Appender(events, streams.wake, interval=settings.flush)
     maintenance = Maintenance(jobs, events, limits, heartbeat=settings.heartbeat, retention=settings.stream_retention)
-    timeouts = Timeouts(
-        connect=settings.connect_timeout, first_token=settings.first_token_timeout, silence=settings.silence_timeout
-    )
     async with (
-        MistralClient(
-            api_key=settings.mistral_api_key, server_url=settings.mistral_server_url, timeouts=timeouts
-        ) as mistral,
+        MistralClient.from_settings(settings) as mistral,
         beside(admission.run(), appender.run(), maintenance.run()),
         task_group() as tasks,
     ):

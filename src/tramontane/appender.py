@@ -124,8 +124,8 @@ class Appender:
         except Exception as error:  # noqa: BLE001 - whatever it is, the text must not be lost
             log(logger, logging.WARNING, "append.failed", jobs=len(drafts), error=error)
             return False
-        for draft in drafts:
-            if draft.key in heads:
+        for draft, head in zip(drafts, heads, strict=True):
+            if head is not None:
                 draft.committed()
                 self._wake(draft.key)
             else:

@@ -13,6 +13,7 @@ class GroupCommit(Generic[Item, Result]):
 
     write: takes items, returns one result for each, in order. A lone caller waits for nobody. When a group fails, each
     of its items is tried alone, so that a bad one fails alone; an error of `outages` is nobody's fault, and fails all.
+    An exception among the results is a result like any other: it is returned, not raised.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class GroupCommit(Generic[Item, Result]):
                 group, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
                 if not self._waiting:
                     self._news.clear()
-                await self._commit(group)
+                try:
+                    await self._commit(group)
+                finally:
+                    _cancel(group)  # whoever has no answer by now gets none
         finally:
-            for _, future in self._waiting:
-                future.cancel()
+            _cancel(self._waiting)
 
     async def _commit(self, group: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
@@ -60,20 +63,14 @@ class GroupCommit(Generic[Item, Result]):
                     await self._commit([member])
                 return
             for _, future in group:
-                _settle(future, error)
-        except asyncio.CancelledError:
-            for _, future in group:
-                future.cancel()
-            raise
+                if not future.done():  # its caller may have gone
+                    future.set_exception(error)
         else:
             for (_, future), result in zip(group, results, strict=True):
-                _settle(future, result)
+                if not future.done():
+                    future.set_result(result)
 
 
-def _settle(future: "asyncio.Future[Result]", outcome: "Result | Exception") -> None:
-    if future.done():  # its caller has gone
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+def _cancel(group: "list[tuple[Item, asyncio.Future[Result]]]") -> None:
+    for _, future in group:
+        future.cancel()

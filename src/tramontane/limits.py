@@ -14,7 +14,8 @@ class Window:
     """Recent starts as (when, how many), oldest first.
 
     Exact: in no stretch of one second, wherever it begins, are there more starts than the rate. (A token bucket with
-    a burst of 10 would let 20 through in the second after a pause.)
+    a burst of 10 would let 20 through in the second after a pause.) Its time never goes back: a caller whose clock is
+    behind, or who had to wait, counts as coming at the time of the last use. Rather too slow than too fast.
     """
 
     uses: tuple[tuple[datetime, int], ...] = ()
@@ -22,20 +23,24 @@ class Window:
     def room(self, now: datetime, rate: float) -> int:
         """Starts that are free at `now`."""
         limit, span = window_of(rate)
-        return max(0, limit - sum(count for _, count in self._recent(now, span)))
+        return max(0, limit - sum(count for _, count in self._recent(self._time(now), span)))
 
     def take(self, now: datetime, count: int, rate: float) -> "Window":
         """The window after `count` starts at `now`, without what is past."""
-        recent = self._recent(now, window_of(rate)[1])
-        return Window((*recent, (now, count))) if count else Window(recent)
+        if not count:
+            return self
+        time = self._time(now)
+        return Window((*self._recent(time, window_of(rate)[1]), (time, count)))
 
     def next_at(self, now: datetime, rate: float) -> datetime:
         """When there will be room again; `now` when there is."""
         if self.room(now, rate) > 0:
             return now
         span = window_of(rate)[1]
-        return self._recent(now, span)[0][0] + span
+        return self._recent(self._time(now), span)[0][0] + span
 
-    def _recent(self, now: datetime, span: timedelta) -> tuple[tuple[datetime, int], ...]:
-        # A use from the future (a clock set back) still counts: rather too slow than too fast.
-        return tuple(use for use in self.uses if use[0] > now - span)
+    def _time(self, now: datetime) -> datetime:
+        return max(now, self.uses[-1][0]) if self.uses else now
+
+    def _recent(self, time: datetime, span: timedelta) -> tuple[tuple[datetime, int], ...]:
+        return tuple(use for use in self.uses if use[0] > time - span)

@@ -44,14 +44,24 @@ class Listener:
         self._probe = probe
         self._callbacks: defaultdict[str, list[Callback]] = defaultdict(list)
         self._connection: asyncpg.Connection[Any] | None = None
+        # A connection does one thing at a time, and raises when asked for a second.
+        self._turn = asyncio.Lock()
         #: Set while a connection listens.
         self.listening = asyncio.Event()
 
     async def add(self, channel: str, callback: Callback) -> None:
-        """Call `callback` with the payload of each NOTIFY on `channel`. It must not block."""
+        """Call `callback` with the payload of each NOTIFY on `channel`. It must not block.
+
+        While no connection can be had, this returns all the same: the next one listens to it.
+        """
         self._callbacks[channel].append(callback)
-        if self._connection is not None:
-            await self._connection.add_listener(channel, self._deliver)
+        async with self._turn:
+            if self._connection is None:
+                return
+            try:
+                await asyncio.wait_for(self._connection.add_listener(channel, self._deliver), self._probe)
+            except OUTAGES:
+                self._connection.terminate()  # which the next sign of life will show to `run`
 
     async def remove(self, channel: str, callback: Callback) -> None:
         """Stop calling `callback`."""
@@ -72,15 +82,17 @@ class Listener:
     async def _listen(self) -> None:
         connection = await self._connect()
         try:
-            for channel in list(self._callbacks):
-                await connection.add_listener(channel, self._deliver)
-            self._connection = connection
+            async with self._turn:
+                for channel in list(self._callbacks):
+                    await connection.add_listener(channel, self._deliver)
+                self._connection = connection
             self.listening.set()
             for channel in list(self._callbacks):
                 self._deliver(connection, 0, channel, "")
             while True:
                 await asyncio.sleep(self._probe)
-                await asyncio.wait_for(connection.execute("SELECT 1"), self._probe)
+                async with self._turn:
+                    await asyncio.wait_for(connection.execute("SELECT 1"), self._probe)
         finally:
             self._connection = None
             connection.terminate()

@@ -14,6 +14,7 @@ follow from pgqueuer 1.6's behaviour:
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -190,6 +191,10 @@ class Consumer:
         try:
             with context.cancellation:
                 await self._handle(Entry(job.id, _key(job.payload)))
+            if context.cancellation.cancel_called:
+                # pgqueuer removes it too, but later, and tells nobody: the place would stay empty until the next poll.
+                with suppress(*OUTAGES):
+                    await self._driver.execute(_LOG_JOBS, [job.id], ["canceled"], [None])
         except asyncio.CancelledError:
             # Nobody's cancel: a closing loop, a second Ctrl-C. pgqueuer would delete the entry as cancelled.
             raise LeaveEntry from None
@@ -224,7 +229,11 @@ class _Manager(QueueManager):
 
     def fetch_jobs(self, batch_size: int, global_concurrency_limit: int | None, heartbeat_timeout: timedelta) -> Any:
         del global_concurrency_limit
-        return super().fetch_jobs(batch_size, self.limit, heartbeat_timeout)
+        # Room is counted by what runs here. pgqueuer's own count goes by rows, entries that were left included: a lone
+        # worker that has left as many as it may run would never take anything again.
+        assert isinstance(self.queries, _Entries)
+        self.queries.room = lambda: self.limit - len(self.job_context)
+        return super().fetch_jobs(batch_size, None, heartbeat_timeout)
 
 
 class _Entries(Queries):
@@ -235,6 +244,7 @@ class _Entries(Queries):
     """
 
     driver: "_PoolDriver"
+    room: Callable[[], int]
 
     async def dequeue(
         self,
@@ -245,9 +255,11 @@ class _Entries(Queries):
         heartbeat_timeout: timedelta,
     ) -> list[PgqueuerJob]:
         self.driver.polled()
+        if (room := self.room()) <= 0:
+            return []
         try:
             return await super().dequeue(
-                batch_size, entrypoints, queue_manager_id, global_concurrency_limit, heartbeat_timeout
+                min(batch_size, room), entrypoints, queue_manager_id, global_concurrency_limit, heartbeat_timeout
             )
         except OUTAGES as error:
             log(logger, logging.WARNING, "queue.poll_failed", error=type(error).__name__)

@@ -103,7 +103,10 @@ class Runner:
             draft = Draft(job.key, job.attempt, self._appender, scope.cancel)
             try:
                 async with asyncio.timeout(job.timeout_seconds):
-                    return await self._stream(attempt, transcript, draft)
+                    stream = await self._read(attempt, transcript, draft)
+                # Past the limit from here on: the answer is there, and the log takes as long as it takes.
+                rest = await draft.settle()
+                return _ending(attempt, stream, (*rest, transcript.complete(stream, job.failures + 1)))
             except TimeoutError:
                 error = JobTimeout(f"the attempt took over {job.timeout_seconds:g} s")
             except TramontaneError as failure:
@@ -111,15 +114,14 @@ class Runner:
             return await _failed(draft, transcript, error)
         raise AttemptLost(f"attempt {job.attempt} of {show_id('job', job.key.id)} was overtaken")
 
-    async def _stream(self, attempt: Attempt, transcript: Transcript, draft: Draft) -> Ending:
+    async def _read(self, attempt: Attempt, transcript: Transcript, draft: Draft) -> ChatStream:
         request = msgspec.json.decode(attempt.request, type=dict[str, Raw])
         async with self._mistral.stream(request) as stream:
             async for delta in stream:
                 if size := transcript.add(delta):
                     draft.grow(size, transcript.events)
                     await draft.room()
-        rest = await draft.settle()
-        return _ending(attempt, stream, (*rest, transcript.complete(stream, attempt.job.failures + 1)))
+        return stream
 
 
 async def _failed(draft: Draft, transcript: Transcript, error: TramontaneError) -> Failed:

@@ -31,6 +31,8 @@ def frame(key: JobKey, event: Event, heartbeat_seconds: float) -> bytes:
     if event.type == "start":
         head += f',"eventsUrl":"/api/jobs/{job_id}/events","heartbeatMs":{round(heartbeat_seconds * 1000)}'
     own = event.body[1:] if event.body == b"{}" else b"," + event.body[1:]
+    # Mistral's own JSON is in there as it came; a line break of its layout would end our line.
+    own = own.replace(b"\n", b" ").replace(b"\r", b" ")
     return b"event: %s\ndata: %s%s\nid: %d\n\n" % (event.type.encode(), head.encode(), own, event.seq)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from tramontane import sse
@@ -26,6 +27,7 @@ _RING: Final = 256 * 1024
 #: Bytes of one write to a reader; after it others have their turn.
 _WRITE: Final = 16 * 1024
 _ROUND: Final = 500  # events of one job per query
+_BEHIND: Final = 100  # events per query of a reader that is behind the ring: about one write
 _SAFETY_POLL: Final = 1.0  # seconds that a lost hint costs
 
 
@@ -38,6 +40,8 @@ class Tail:
         self.head = head
         self.base = head
         self.readers = 0
+        #: The log was deleted; what is in the ring can still be read.
+        self.gone = False
         self._frames: deque[tuple[bytes, bool]] = deque()
         self._size = 0
         self._changed = asyncio.Event()
@@ -88,14 +92,20 @@ class Streams:
     async def run(self) -> None:
         """Feed the tails until cancelled; a failing database is tried again."""
         await self._listener.add(_CHANNEL, self._hint)
+        now = asyncio.get_running_loop().time
+        poll_at = check_at = 0.0
         while True:
-            try:
-                async with asyncio.timeout(_SAFETY_POLL):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(poll_at):
                     await self._news.wait()
-            except TimeoutError:
-                self._dirty.update(self._tails)
             self._news.clear()
             try:
+                if now() >= poll_at:  # on time, however much news there is of others
+                    poll_at = now() + _SAFETY_POLL
+                    self._dirty.update(self._tails)
+                if now() >= check_at:
+                    check_at = now() + self.heartbeat
+                    await self._end_gone()
                 await self._feed()
             except Exception as error:  # noqa: BLE001 - the outermost loop of a service
                 log(logger, logging.WARNING, "streams.read_failed", error=error)
@@ -167,6 +177,13 @@ class Streams:
             if len(events) == _ROUND:
                 self.wake(key)
 
+    async def _end_gone(self) -> None:
+        """End the streams of jobs whose events were deleted: nothing will come any more, not even a final event."""
+        for key in await self._events.gone(list(self._tails)):
+            if (tail := self._tails.get(key)) is not None:
+                tail.gone = True
+                tail.wake()
+
     def _hint(self, payload: str) -> None:
         if not payload:
             self._dirty.update(self._tails)
@@ -191,6 +208,8 @@ class Stream:
         self._tail = tail
         self._cursor = after
         self._closed = False
+        #: Read from the log and not yet sent: a reader that is behind reads nothing twice.
+        self._read: list[tuple[bytes, bool]] = []
 
     def __aiter__(self) -> "Stream":
         return self
@@ -202,6 +221,9 @@ class Stream:
                 return sse.retry(random.randrange(2000))  # noqa: S311 - so that not all come back at once
             if frames := await self._next():
                 return self._some(frames)
+            if self._tail.gone:
+                # Retention or erasure came in between; the reader asks again and is told so.
+                break
             try:
                 async with asyncio.timeout(self._streams.heartbeat):
                     await self._tail.change()
@@ -216,14 +238,15 @@ class Stream:
             self._streams.release(self._tail)
 
     async def _next(self) -> list[tuple[bytes, bool]]:
+        if self._read:
+            return self._read
         if self._cursor >= self._tail.base:
             return self._tail.after(self._cursor)
         key = self._tail.key
-        events = (await self._events.read({key: self._cursor}, limit=_ROUND)).get(key, [])
-        if not events:
-            # Retention or erasure came in between; the reader asks again and is told so.
-            self.ended = True
-        return [(sse.frame(key, event, self._streams.heartbeat), event.final) for event in events]
+        events = (await self._events.read({key: self._cursor}, limit=_BEHIND)).get(key, [])
+        self._tail.gone = self._tail.gone or not events
+        self._read = [(sse.frame(key, event, self._streams.heartbeat), event.final) for event in events]
+        return self._read
 
     def _some(self, frames: list[tuple[bytes, bool]]) -> bytes:
         """As many frames as one write may hold, at least one."""
@@ -236,4 +259,5 @@ class Stream:
             size += len(frame)
             self.ended = self.ended or final
         self._cursor += len(taken)
+        self._read = self._read[len(taken) :]
         return b"".join(taken)

@@ -72,6 +72,7 @@ class Worker:
         self._hooks: defaultdict[str, list[Hook]] = defaultdict(list)
         self._running: set[anyio.CancelScope] = set()
         self._stopping = asyncio.Event()
+        self._grace_over = False
         self._starts = GroupCommit[Entry, Attempt | None](
             lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now()), outages=OUTAGES
         )
@@ -89,7 +90,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, then give what still runs its grace, and hand the rest back."""
-        await self._limits.register(self._info(), rate=self._settings.rate_limit, now=utc_now())
+        await self._register()
         log(logger, logging.INFO, "worker.started", worker=self.id, concurrency=self._settings.concurrency)
         self._admission.wake()
         try:
@@ -99,6 +100,17 @@ class Worker:
             with anyio.CancelScope(shield=True), anyio.move_on_after(2):
                 await self._limits.stop(self.id, utc_now())
 
+    async def _register(self) -> None:
+        """Make this worker known, waiting out an outage."""
+        while True:
+            try:
+                await self._limits.register(self._info(), rate=self._settings.rate_limit, now=utc_now())
+            except OUTAGES as error:
+                log(logger, logging.WARNING, "worker.register_failed", error=error)
+                await asyncio.sleep(self._settings.poll)
+            else:
+                return
+
     def stop(self) -> None:
         """Take no more jobs."""
         self._stopping.set()
@@ -107,6 +119,7 @@ class Worker:
     async def _drain(self) -> None:
         await self._stopping.wait()
         await asyncio.sleep(self._settings.grace)
+        self._grace_over = True
         for scope in list(self._running):
             scope.cancel()
 
@@ -152,6 +165,8 @@ class Worker:
     async def _attempt(self, attempt: Attempt) -> None:
         with anyio.CancelScope() as scope:
             self._running.add(scope)
+            if self._grace_over:  # it was just being started when the others were told
+                scope.cancel()
             try:
                 outcome = await self._run(attempt)
             finally:

@@ -1,5 +1,7 @@
 """The ASGI application: routes, problem documents, CORS."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
@@ -7,12 +9,20 @@ import tramontane
 from tramontane.api import problems
 from tramontane.api.guard import Guard
 from tramontane.api.routes import router
+from tramontane.api.schemas import COMPONENTS
 from tramontane.app import App
+
+
+class _API(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document["components"]["schemas"] |= COMPONENTS
+        return document
 
 
 def create_api(app: App) -> FastAPI:
     """The HTTP face of a running app."""
-    api = FastAPI(title="Tramontane", version=tramontane.__version__, redoc_url=None)
+    api = _API(title="Tramontane", version=tramontane.__version__, redoc_url=None)
     api.state.app = app
     api.include_router(router)
     problems.install(api)

@@ -1,5 +1,6 @@
 """Errors on the wire: RFC 9457 problem details with a code that never changes."""
 
+import logging
 from typing import Final
 
 import msgspec
@@ -7,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tramontane.errors import (
     BodyTooLarge,
@@ -22,6 +24,9 @@ from tramontane.errors import (
     TramontaneError,
 )
 from tramontane.listener import OUTAGES
+from tramontane.telemetry import log
+
+logger = logging.getLogger(__name__)
 
 #: From the most special class to the most general.
 _STATUS: Final[tuple[tuple[type[TramontaneError], int, str], ...]] = (
@@ -36,6 +41,7 @@ _STATUS: Final[tuple[tuple[type[TramontaneError], int, str], ...]] = (
     (DatabaseError, 503, "Database unavailable"),
 )
 _MEDIA_TYPE: Final = "application/problem+json"
+_FAULT: Final = "a fault in Tramontane; its log tells more"
 
 
 def install(api: FastAPI) -> None:
@@ -46,7 +52,7 @@ def install(api: FastAPI) -> None:
     for outage in OUTAGES:
         api.add_exception_handler(outage, _outage)
     api.add_exception_handler(ClientDisconnect, _gone)
-    api.add_exception_handler(Exception, _fault)
+    api.add_middleware(Faults)
 
 
 def problem(status: int, title: str, code: str, detail: str, *, field: str | None = None) -> Response:
@@ -96,5 +102,27 @@ async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=400)  # nobody is there to read it
 
 
-async def _fault(_: Request, __: Exception) -> Response:
-    return problem(500, "Internal error", "internal", "a fault in Tramontane; its log tells more")
+class Faults:
+    """ASGI middleware for what nobody foresaw: it is logged, answered, and the connection lives on.
+
+    Starlette's own would answer too, and then raise it again, upon which the server cuts the connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started:
+                raise
+            log(logger, logging.ERROR, "request.broken", path=scope.get("path"), error=error)
+            await problem(500, "Internal error", "internal", _FAULT)(scope, receive, send)

@@ -1,7 +1,7 @@
 """The routes under /api, each about twelve lines: parse, call one service, shape."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -216,4 +216,7 @@ def _refuse_unknown(request: Request, known: frozenset[str] | set[str]) -> None:
 def _aware(name: str, moment: datetime | None) -> datetime | None:
     if moment is not None and moment.tzinfo is None:
         raise InvalidInput(name, "needs a time zone: write 2026-11-22T06:46:00Z")
-    return moment
+    try:
+        return moment and moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(name, "is out of range") from None

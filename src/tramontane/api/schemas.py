@@ -1,13 +1,14 @@
 """What callers may send. Our own fields are strict; Mistral's are checked for their type and passed on as they came."""
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Raw
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import models_json_schema
 
 from tramontane.errors import InvalidInput, InvalidJSON, NotSupported
 from tramontane.ids import new_id, show_id
@@ -16,6 +17,10 @@ from tramontane.settings import Settings, seconds
 
 DEFAULT_MODEL: Final = "mistral-small-latest"
 
+#: What pydantic adds to a path for a field of several types.
+_BRANCHES: Final = frozenset(
+    {"str", "float", "int", "bool", "list[str]", "list[any]", "dict[str,any]", "list[dict[str,any]]"}
+)
 #: Fields of the contract that are not built yet: refused by name, never accepted and ignored.
 _NOT_BUILT: Final = ("callback", "deadline", "lane", "resume", "onDisconnect")
 
@@ -24,6 +29,13 @@ def _plain(text: str) -> str:
     if not text.isprintable():
         raise ValueError("may not hold control characters")
     return text
+
+
+def _utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is out of range") from None
 
 
 def _duration(value: str | float) -> float:
@@ -111,20 +123,21 @@ class LongForm(BaseModel):
     request: ChatRequest
     requestId: PlainText | None = None  # noqa: N815
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
-    runAt: AwareDatetime | None = None  # noqa: N815
+    runAt: Annotated[AwareDatetime, AfterValidator(_utc)] | None = None  # noqa: N815
     attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     backoff: BackoffForm | None = None
     timeout: Duration | None = None
     metadata: Annotated[dict[PlainText, PlainText], Field(max_length=32)] | None = None
 
 
+_REF: Final = "#/components/schemas/{model}"
+#: For the components of the OpenAPI document, which does not see the bodies that we read ourselves.
+COMPONENTS: Final = models_json_schema([(ShortForm, "validation"), (LongForm, "validation")], ref_template=_REF)[1][
+    "$defs"
+]
+_FORMS: Final = [{"$ref": _REF.format(model=form.__name__)} for form in (ShortForm, LongForm)]
 BODY_SCHEMA: Final = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"anyOf": [ShortForm.model_json_schema(), LongForm.model_json_schema()]}}
-        },
-    }
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"anyOf": _FORMS}}}},
 }
 
 
@@ -143,7 +156,7 @@ def new_job(body: bytes, settings: Settings, *, tenant: str, idempotency_key: st
         chat = _validate(ShortForm, body)
         request = Raw(msgspec.json.encode({name: raw for name, raw in fields.items() if name != "requestId"}))
         own = LongForm.model_construct(request=chat, requestId=chat.requestId)
-    backoff = own.backoff or BackoffForm(delay=settings.backoff * 1000)
+    backoff = own.backoff or BackoffForm.model_construct(delay=settings.backoff * 1000)
     return NewJob(
         key=JobKey(tenant=tenant, id=new_id()),
         kind="chat",
@@ -183,7 +196,7 @@ def invalid(error: ValidationError) -> InvalidInput:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return InvalidJSON("", f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in first["loc"] if part not in _BRANCHES)
     if first["type"] == "extra_forbidden":
         return InvalidInput(path, _unknown(path))
     return InvalidInput(path, first["msg"].removeprefix("Value error, "))
@@ -238,5 +251,8 @@ def _upstream(request: Raw) -> bytes:
 
 
 def _hash(body: bytes) -> bytes:
-    canonical = msgspec.json.encode(msgspec.json.decode(body), order="sorted")
+    try:
+        canonical = msgspec.json.encode(msgspec.json.decode(body), order="sorted")
+    except msgspec.DecodeError:  # valid JSON that holds a number such as 1e400: as it is spelled, then
+        canonical = body
     return hashlib.sha256(canonical).digest()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tramontane.models import Batch, Event, JobKey, State
-from tramontane.store.rows import Pool, event_from
+from tramontane.store.rows import Pool, event_from, key_from
 from tramontane.store.statements import Statements
 
 SQL = Statements("events")
@@ -16,27 +16,30 @@ class EventStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def append(self, batches: Sequence[Batch], now: datetime) -> dict[JobKey, int]:
-        """Append one batch for each of several jobs; all that is accepted is durable on return.
+    async def append(self, batches: Sequence[Batch], now: datetime) -> list[int | None]:
+        """Append one batch for each of several attempts; all that is accepted is durable on return.
 
-        Returns the new head of every job whose batch is in the log. A repeated batch (its commit's outcome was unknown)
-        is in the log once, and reported as accepted. A job that is missing has lost its fence: another attempt runs, or
-        the job has ended.
+        Returns for each batch its job's new head. A repeated batch (its commit's outcome was unknown) is in the log
+        once, and reported as accepted. None stands where the attempt has lost its fence: another one runs, or the job
+        has ended.
         """
         rows = await self._pool.fetch(SQL.append_events, *_columns(batches), now)
-        heads = {JobKey(tenant=row["tenant_id"], id=row["id"]): row["head"] for row in rows}
-        missing = {batch.key: batch for batch in batches if batch.key not in heads}
+        heads = {(key_from(row), row["attempt"]): row["head"] for row in rows}
+        missing = [batch for batch in batches if (batch.key, batch.attempt) not in heads]
         if missing:
             heads |= await self._repeated(missing)
-        return heads
+        return [heads.get((batch.key, batch.attempt)) for batch in batches]
 
-    async def _repeated(self, batches: dict[JobKey, Batch]) -> dict[JobKey, int]:
-        rows = await self._pool.fetch(SQL.fences, [key.tenant for key in batches], [key.id for key in batches])
+    async def _repeated(self, batches: Sequence[Batch]) -> dict[tuple[JobKey, int], int]:
+        tenants, ids = [batch.key.tenant for batch in batches], [batch.key.id for batch in batches]
+        fences = {key_from(row): row for row in await self._pool.fetch(SQL.fences, tenants, ids)}
         heads = {}
-        for row in rows:
-            batch = batches[JobKey(tenant=row["tenant_id"], id=row["id"])]
-            if row["state"] == State.RUNNING and row["attempt"] == batch.attempt and row["batch"] >= batch.number:
-                heads[batch.key] = row["head"]
+        for batch in batches:
+            row = fences.get(batch.key)
+            if row is None or row["state"] != State.RUNNING or row["attempt"] != batch.attempt:
+                continue
+            if row["batch"] >= batch.number:
+                heads[batch.key, batch.attempt] = row["head"]
         return heads
 
     async def read(self, cursors: dict[JobKey, int], *, limit: int = 500) -> dict[JobKey, list[Event]]:
@@ -48,6 +51,11 @@ class EventStore:
         for row in rows:
             events.setdefault(JobKey(tenant=row["tenant_id"], id=row["job_id"]), []).append(event_from(row))
         return events
+
+    async def gone(self, keys: Sequence[JobKey]) -> list[JobKey]:
+        """Those of `keys` whose events were deleted by retention or erasure."""
+        rows = await self._pool.fetch(SQL.gone, [key.tenant for key in keys], [key.id for key in keys]) if keys else []
+        return [key_from(row) for row in rows]
 
     async def prune(self, *, ended_before: datetime, now: datetime, limit: int = 200) -> int:
         """Delete the events of at most `limit` jobs that ended before a time; returns how many jobs."""

@@ -5,7 +5,7 @@ WITH given AS (
     SELECT * FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[])
                AS g (tenant_id, job_id, attempt, batch, count)
 ), fenced AS (
-    SELECT j.tenant_id, j.id, g.batch, g.count
+    SELECT j.tenant_id, j.id, j.attempt, g.batch, g.count
       FROM jobs j JOIN given g ON j.tenant_id = g.tenant_id AND j.id = g.job_id
      WHERE j.attempt = g.attempt AND j.state = 'running' AND j.batch = g.batch - 1
      ORDER BY j.tenant_id, j.id
@@ -14,20 +14,20 @@ WITH given AS (
     UPDATE jobs j SET head = j.head + f.count, batch = f.batch
       FROM fenced f
      WHERE j.tenant_id = f.tenant_id AND j.id = f.id
-    RETURNING j.tenant_id, j.id, j.head, j.head - f.count AS base
+    RETURNING j.tenant_id, j.id, j.attempt, j.head, j.head - f.count AS base
 ), inserted AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
     SELECT a.tenant_id, a.id, a.base + e.position, e.attempt, e.type, e.body::json, $12
       FROM unnest($6::text[], $7::uuid[], $8::integer[], $9::integer[], $10::text[], $11::text[])
            AS e (tenant_id, job_id, position, attempt, type, body)
-      JOIN advanced a ON a.tenant_id = e.tenant_id AND a.id = e.job_id
+      JOIN advanced a ON a.tenant_id = e.tenant_id AND a.id = e.job_id AND a.attempt = e.attempt
 ), hint AS (
     -- At most 8000 bytes fit; an empty payload means: look at all you follow.
     SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM advanced) AS p
      WHERE pairs IS NOT NULL
 )
-SELECT a.tenant_id, a.id, a.head FROM advanced a CROSS JOIN hint
+SELECT a.tenant_id, a.id, a.attempt, a.head FROM advanced a CROSS JOIN hint
 
 -- name: fences
 SELECT j.tenant_id, j.id, j.attempt, j.batch, j.state, j.head
@@ -43,6 +43,12 @@ SELECT e.tenant_id, e.job_id, e.seq, e.attempt, e.type, e.body::text AS body
      ORDER BY v.seq LIMIT $4
  ) e
  ORDER BY e.job_id, e.seq
+
+-- name: gone
+SELECT g.tenant_id, g.id
+  FROM unnest($1::text[], $2::uuid[]) AS g (tenant_id, id)
+  LEFT JOIN jobs j ON j.tenant_id = g.tenant_id AND j.id = g.id
+ WHERE j.id IS NULL OR j.erased_at IS NOT NULL OR j.events_pruned_at IS NOT NULL
 
 -- name: prune_events
 -- A small bite: the logs of at most $2 jobs that ended before a time.

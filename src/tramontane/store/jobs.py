@@ -1,5 +1,6 @@
 """The life of a job as verbs. Each is one transaction, and each write of an attempt is fenced by its number."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,7 +44,8 @@ class Contents:
     result: bytes | None
 
 
-_Earlier = dict[tuple[str, str], tuple[Job, bytes]]
+#: Jobs that were there before, by their own key and by their Idempotency-Key, with the hash of what that was used for.
+_Earlier = dict[JobKey | tuple[str, str], tuple[Job, bytes | None]]
 
 
 class JobStore:
@@ -56,7 +58,7 @@ class JobStore:
         """Write new jobs, and admit what may run at once; all of it is durable on return.
 
         Under an Idempotency-Key that is taken the earlier job comes back, marked as replayed, or, if that was asked for
-        with another body, an IdempotencyMismatch in its place.
+        with another body, an IdempotencyMismatch in its place. A repeat after an unknown outcome finds its own job.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             rows = await connection.fetch(SQL.insert_jobs, *_columns(jobs), now)
@@ -66,16 +68,18 @@ class JobStore:
                 admission = await admit(connection, now, wait=False)
                 if len(admission.admitted) < len(inserted):
                     await connection.execute("SELECT pg_notify('tramontane_admission', '')")
-        return [_submitted(job, inserted, earlier) for job in jobs]
+            return [_submitted(job, inserted, earlier) for job in jobs]
 
-    async def _earlier(
-        self, jobs: Sequence[NewJob], connection: Connection
-    ) -> dict[tuple[str, str], tuple[Job, bytes]]:
+    async def _earlier(self, jobs: Sequence[NewJob], connection: Connection) -> _Earlier:
         if not jobs:
             return {}
-        keys = [job.idempotency_key for job in jobs]
-        rows = await connection.fetch(SQL.jobs_by_idempotency_key, [job.key.tenant for job in jobs], keys)
-        return {(row["tenant_id"], row["idempotency_key"]): (job_from(row), row["idempotency_hash"]) for row in rows}
+        tenants, ids = [job.key.tenant for job in jobs], [job.key.id for job in jobs]
+        rows = await connection.fetch(SQL.earlier_jobs, tenants, ids, [job.idempotency_key for job in jobs])
+        earlier: _Earlier = {}
+        for row in rows:
+            found = job_from(row), row["idempotency_hash"]
+            earlier[key_from(row)] = earlier[row["tenant_id"], row["idempotency_key"]] = found
+        return earlier
 
     async def get(self, key: JobKey) -> Job:
         """The job's row. Raises NotFound, also for another tenant's job and for an erased one."""
@@ -93,6 +97,9 @@ class JobStore:
 
     async def find(self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
         """Jobs that match, newest first, from before a cursor."""
+        texts = (wanted.kind, wanted.model, wanted.request_id, *itertools.chain.from_iterable(wanted.metadata))
+        if any("\0" in text for text in texts if text):
+            return []  # no text in Postgres has one, and it refuses to compare with one
         metadata = msgspec.json.encode(dict(wanted.metadata)).decode() if wanted.metadata else None
         rows = await self._pool.fetch(
             SQL.list_jobs,
@@ -122,19 +129,13 @@ class JobStore:
         """
         tenants, ids = [entry.key.tenant for entry in entries], [entry.key.id for entry in entries]
         arguments = (tenants, ids, [entry.id for entry in entries], worker_id, now, iso(now))
-        rows = {row["entry_id"]: row for row in await self._pool.fetch(SQL.start_jobs, *arguments)}
-        for entry in entries:
-            if entry.id not in rows:
-                await self._clear(entry, now)
-        return [_attempt(rows[entry.id]) if entry.id in rows else None for entry in entries]
-
-    async def _clear(self, entry: queue.Entry, now: datetime) -> None:
-        """An entry that starts nothing goes; if it was running, its attempt is given up."""
+        # One transaction: when an entry cannot be cleared, no attempt has begun that nobody would hear of.
         async with self._pool.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
-            if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
-                await _give_up(connection, job_from(row), entry.id, now)
-            await queue.remove(connection, [entry.id])
+            rows = {row["entry_id"]: row for row in await connection.fetch(SQL.start_jobs, *arguments)}
+            for entry in entries:
+                if entry.id not in rows:
+                    await _clear(connection, entry, now)
+        return [_attempt(rows[entry.id]) if entry.id in rows else None for entry in entries]
 
     async def end(self, endings: Sequence[Ending]) -> list[Job | AttemptLost]:
         """End jobs for good: of each, state, result, last events and queue entry are written together or not at all.
@@ -143,19 +144,17 @@ class JobStore:
         lost: it finds its own ending and returns it.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            rows = {row["id"]: row for row in await connection.fetch(SQL.end_jobs, *_ending_columns(endings))}
+            rows = await connection.fetch(SQL.end_jobs, *_ending_columns(endings))
+            jobs = {(job.key, job.attempt): job for job in map(job_from, rows)}
             for ending in endings:
-                if ending.key.id not in rows:
+                if (ending.key, ending.attempt) not in jobs:
                     row = await connection.fetchrow(SQL.get_job, ending.key.tenant, ending.key.id)
                     if row is not None and (row["attempt"], row["state"]) == (ending.attempt, ending.state):
-                        rows[ending.key.id] = row
-            ended = [ending.entry_id for ending in endings if ending.key.id in rows]
+                        jobs[ending.key, ending.attempt] = job_from(row)
+            ended = [ending.entry_id for ending in endings if (ending.key, ending.attempt) in jobs]
             if ended:
                 await queue.remove(connection, ended)
-        return [
-            job_from(rows[ending.key.id]) if ending.key.id in rows else _overtaken(ending.key, ending.attempt)
-            for ending in endings
-        ]
+        return [jobs.get((ending.key, ending.attempt)) or _overtaken(ending.key, ending.attempt) for ending in endings]
 
     async def requeue(self, requeue: Requeue, now: datetime) -> Job:
         """Give a job back: it waits until `run_at`, and its queue entry goes in the same transaction.
@@ -212,6 +211,14 @@ class JobStore:
         """Delete what the queue wrote down before that time."""
         async with self._pool.acquire() as connection:
             await queue.prune(connection, before)
+
+
+async def _clear(connection: Connection, entry: queue.Entry, now: datetime) -> None:
+    """An entry that starts nothing goes; if it was running, its attempt is given up."""
+    row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
+    if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
+        await _give_up(connection, job_from(row), entry.id, now)
+    await queue.remove(connection, [entry.id])
 
 
 async def _give_up(connection: Connection, job: Job, entry_id: int, now: datetime) -> None:
@@ -275,6 +282,8 @@ async def _visible_length(connection: Connection, job: Job) -> int:
 def _submitted(job: NewJob, inserted: dict[UUID, Job], earlier: _Earlier) -> Submitted | IdempotencyMismatch:
     if job.key.id in inserted:
         return Submitted(job=inserted[job.key.id], replayed=False)
+    if job.key in earlier:
+        return Submitted(job=earlier[job.key][0], replayed=False)
     assert job.idempotency_key is not None
     first, first_hash = earlier[job.key.tenant, job.idempotency_key]
     if first_hash != job.idempotency_hash:
@@ -320,6 +329,7 @@ def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
         [ending.correlation_id for ending in endings],
         [ending.result and ending.result.decode() for ending in endings],
         [ending.key.id for ending, _, _ in events],
+        [ending.attempt for ending, _, _ in events],
         [position for _, position, _ in events],
         [event.type for _, _, event in events],
         [event.body.decode() for _, _, event in events],

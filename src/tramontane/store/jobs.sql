@@ -1,5 +1,5 @@
 -- name: insert_jobs
--- One row per new job; those whose Idempotency-Key is taken are left out of what comes back.
+-- One row per new job. Left out of what comes back: one whose Idempotency-Key is taken, and one that is there already.
 WITH given AS (
     SELECT * FROM unnest(
         $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::double precision[],
@@ -15,7 +15,7 @@ WITH given AS (
            priority, run_at, run_at <= $17, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, $17
       FROM given
      ORDER BY tenant_id, idempotency_key, id
-    ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    ON CONFLICT DO NOTHING
     RETURNING *
 ), contents AS (
     INSERT INTO job_contents (tenant_id, job_id, request)
@@ -23,9 +23,11 @@ WITH given AS (
 )
 SELECT * FROM inserted
 
--- name: jobs_by_idempotency_key
-SELECT * FROM jobs
- WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+-- name: earlier_jobs
+-- What new jobs met: the same ids, or their Idempotency-Keys.
+SELECT * FROM jobs WHERE (tenant_id, id) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))
+UNION ALL
+SELECT * FROM jobs WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest($1::text[], $3::text[]))
 
 -- name: get_job
 SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 AND erased_at IS NULL
@@ -105,7 +107,7 @@ WITH given AS (
         $9::text[], $10::boolean[], $11::text[], $12::text[]
     ) AS g (tenant_id, id, attempt, state, at, count, usage, code, message, retryable, correlation_id, result)
 ), fenced AS (
-    SELECT j.tenant_id, j.id
+    SELECT j.tenant_id, j.id, j.attempt
       FROM jobs j JOIN given g USING (tenant_id, id, attempt)
      WHERE j.state = 'running'
      ORDER BY j.tenant_id, j.id
@@ -115,25 +117,26 @@ WITH given AS (
        SET state = g.state, head = j.head + g.count, batch = j.batch + 1, usage = g.usage::json, error_code = g.code,
            error_message = g.message, error_retryable = g.retryable, completed_at = g.at,
            failures = j.failures + CASE WHEN g.state = 'failed' THEN 1 ELSE 0 END
-      FROM fenced f JOIN given g USING (tenant_id, id)
+      FROM fenced f JOIN given g USING (tenant_id, id, attempt)
      WHERE j.tenant_id = f.tenant_id AND j.id = f.id
     RETURNING j.*
 ), attempt AS (
     UPDATE job_attempts a
        SET ended_at = g.at, outcome = g.state, error_code = g.code, error_message = g.message,
            error_retryable = g.retryable, correlation_id = g.correlation_id
-      FROM ended e JOIN given g USING (tenant_id, id)
+      FROM ended e JOIN given g USING (tenant_id, id, attempt)
      WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id AND a.attempt = e.attempt
 ), result AS (
     UPDATE job_contents c SET result = g.result::json
-      FROM ended e JOIN given g USING (tenant_id, id)
+      FROM ended e JOIN given g USING (tenant_id, id, attempt)
      WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id AND g.result IS NOT NULL
 ), last_events AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
     SELECT e.tenant_id, e.id, e.head - g.count + v.position, e.attempt, v.type, v.body::json, g.at
-      FROM unnest($13::uuid[], $14::integer[], $15::text[], $16::text[]) AS v (id, position, type, body)
-      JOIN ended e USING (id)
-      JOIN given g USING (id)
+      FROM unnest($13::uuid[], $14::integer[], $15::integer[], $16::text[], $17::text[])
+           AS v (id, attempt, position, type, body)
+      JOIN ended e USING (id, attempt)
+      JOIN given g USING (id, attempt)
 ), hint AS (
     SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM ended) AS p
@@ -145,7 +148,7 @@ SELECT ended.* FROM ended CROSS JOIN hint
 -- Back to wait for another attempt. Matches no row once the attempt is lost.
 WITH requeued AS (
     UPDATE jobs
-       SET state = 'queued', run_at = $4, due = ($4 <= $5), admitted_at = NULL, entry_id = NULL,
+       SET state = 'queued', run_at = $4, due = ($4::timestamptz <= $5), admitted_at = NULL, entry_id = NULL,
            failures = failures + CASE WHEN $6 = 'handover' THEN 0 ELSE 1 END
      WHERE tenant_id = $1 AND id = $2 AND attempt = $3 AND state = 'running'
     RETURNING *
@@ -193,6 +196,8 @@ WITH erased AS (
     UPDATE jobs SET erased_at = $3, idempotency_key = NULL, idempotency_hash = NULL, metadata = NULL, error_message = NULL
      WHERE tenant_id = $1 AND id = $2 AND erased_at IS NULL AND state IN ('completed', 'failed', 'cancelled')
     RETURNING tenant_id, id
+), attempts AS (
+    UPDATE job_attempts a SET error_message = NULL FROM erased e WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id
 ), contents AS (
     DELETE FROM job_contents c USING erased e WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id
 ), log AS (

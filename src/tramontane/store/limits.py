@@ -36,6 +36,7 @@ class LimitStore:
         the longer while they run.
         """
         async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(SQL.lock_limit)  # one registration at a time, or two could miss each other
             other = await connection.fetchval(SQL.other_heartbeat, now, worker.heartbeat_seconds)
             if other is not None:
                 raise ConfigurationError(
@@ -92,7 +93,7 @@ async def admit(connection: Connection, now: datetime, *, wait: bool) -> Admissi
         await queue.put(connection, keys, [row["priority"] for row in admitted])
         if rate:
             await connection.execute(SQL.save_limit, _uses(window.take(now, len(admitted), rate)))
-    next_at = fleet["next_run_at"]
+    next_at = fleet["next_run_at"] if len(admitted) < _ROUND else now
     if rate and wanted == room <= fleet["free"] and len(admitted) == max(wanted, 0):
         # The rate is what holds back, if anything does: look again when it lets through.
         free_at = window.take(now, len(admitted), rate).next_at(now, rate)

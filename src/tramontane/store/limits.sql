@@ -1,6 +1,7 @@
 -- name: register_worker
 INSERT INTO workers (id, concurrency, heartbeat_seconds, host, pid, started_at, seen_at)
 VALUES ($1, $2, $3, $4, $5, $6, $6)
+    ON CONFLICT (id) DO NOTHING -- a repeat after an unknown outcome
 
 -- name: other_heartbeat
 -- The heartbeat of workers that are alive, where it differs.
@@ -52,6 +53,3 @@ UPDATE jobs j SET admitted_at = $1
   FROM next n
  WHERE j.tenant_id = n.tenant_id AND j.id = n.id
 RETURNING j.tenant_id, j.id, j.priority
-
--- name: anyone_waiting
-SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued' AND due AND admitted_at IS NULL)

@@ -1,0 +1,434 @@
+"""Following a job: every reader sees every event once, in order, whatever becomes of the hints."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from lives import T0, Lives, at, batch, chunk, ending, in_the_background
+
+from tramontane import sse
+from tramontane import streams as module
+from tramontane.database import Database
+from tramontane.errors import InvalidCursor, NotFound, StreamExpired
+from tramontane.ids import new_id
+from tramontane.listener import Callback, Listener
+from tramontane.models import Attempt, Event, Job, JobKey, NewEvent, State
+from tramontane.store import EventStore
+from tramontane.streams import Stream, Streams
+
+
+class Hints(Listener):
+    """A listener whose hints are the test's to give. By itself it delivers none."""
+
+    def __init__(self) -> None:
+        self.callback: Callback | None = None
+        self.added = asyncio.Event()
+
+    async def add(self, channel: str, callback: Callback) -> None:
+        assert channel == "tramontane_events"
+        self.callback = callback
+        self.added.set()
+
+    def hint(self, payload: str) -> None:
+        assert self.callback is not None
+        self.callback(payload)
+
+
+@pytest.fixture
+async def lives(database: Database) -> Lives:
+    lives = Lives(database)
+    await lives.worker()
+    return lives
+
+
+@pytest.fixture
+def hints() -> Hints:
+    return Hints()
+
+
+@pytest.fixture
+def never_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SAFETY_POLL", 3600.0)
+
+
+@pytest.fixture
+async def streams(lives: Lives, hints: Hints) -> AsyncIterator[Streams]:
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=30.0)
+    async with in_the_background(streams.run()):
+        await hints.added.wait()
+        yield streams
+
+
+class Reader:
+    """What one client has read, frame by frame."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.messages: list[sse.Message] = []
+        self.parser = sse.Parser()
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(message.id) for message in self.messages]
+
+    async def read(self, count: int) -> None:
+        """Read until there are so many events."""
+        async with asyncio.timeout(8):
+            while len(self.messages) < count:
+                self.messages += self.parser.feed(await anext(self.stream))
+
+    async def rest(self) -> None:
+        """Read to the end."""
+        async with asyncio.timeout(8):
+            async for block in self.stream:
+                self.messages += self.parser.feed(block)
+
+
+@asynccontextmanager
+async def reading(streams: Streams, key: JobKey, after: int = 0) -> AsyncIterator[Reader]:
+    stream = await streams.open(key, after)
+    try:
+        yield Reader(stream)
+    finally:
+        stream.close()
+
+
+async def write(lives: Lives, attempt: Attempt, number: int, text: str = "x") -> None:
+    assert await lives.events.append([batch(attempt, number, chunk(text))], T0) != [None]
+
+
+# What a reader gets
+
+
+async def test_a_reader_gets_what_is_there_then_what_comes_and_ends_with_the_final_event(
+    lives: Lives, streams: Streams
+) -> None:
+    attempt = await lives.running()
+    await write(lives, attempt, 1)
+    async with reading(streams, attempt.job.key) as reader:
+        await reader.read(2)
+        await write(lives, attempt, 2)
+        streams.wake(attempt.job)
+        await reader.read(3)
+        await lives.jobs.end([ending(attempt)])
+        streams.wake(attempt.job.key)
+        await reader.rest()
+    assert [message.event for message in reader.messages] == ["start", "chunk", "chunk", "complete"]
+    assert reader.ids == [1, 2, 3, 4]
+    assert msgspec.json.decode(reader.messages[1].data)["content"] == "x"
+
+
+async def test_a_stream_resumes_from_every_cursor_without_gap_or_duplicate(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    for number in range(1, 4):
+        await write(lives, attempt, number)
+    async with reading(streams, attempt.job.key) as first:
+        await first.read(4)
+        # The second half is in a ring by now, the first half only in the log.
+        for number in range(4, 7):
+            await write(lives, attempt, number)
+        streams.wake(attempt.job)
+        await first.read(7)
+        await lives.jobs.end([ending(attempt)])
+        streams.wake(attempt.job)
+        for cursor in range(8):
+            async with reading(streams, attempt.job.key, cursor) as reader:
+                await reader.rest()
+            assert reader.ids == list(range(cursor + 1, 9))
+        await first.rest()
+    assert first.ids == list(range(1, 9))
+
+
+async def test_two_readers_share_the_encoded_frames(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as one, reading(streams, attempt.job.key) as two:
+        await one.read(1)
+        await two.read(1)
+        await write(lives, attempt, 1)
+        streams.wake(attempt.job)
+        first, second = await anext(one.stream), await anext(two.stream)
+    assert first is second or first == second
+    assert first.startswith(b"event: chunk\n")
+
+
+async def test_a_reader_that_stands_on_the_final_event_has_ended(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    await lives.jobs.end([ending(attempt)])
+    async with reading(streams, attempt.job.key, 2) as reader:
+        assert reader.stream.ended
+        await reader.rest()
+    assert reader.messages == []
+
+
+async def test_a_cursor_past_the_head_is_refused(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    with pytest.raises(InvalidCursor) as caught:
+        await streams.open(attempt.job.key, 2)
+    assert caught.value.past_head
+
+
+async def test_an_unknown_job_and_a_pruned_log_are_refused(lives: Lives, streams: Streams) -> None:
+    with pytest.raises(NotFound):
+        await streams.open(JobKey(tenant="default", id=new_id()), 0)
+    attempt = await lives.running()
+    await lives.jobs.end([ending(attempt)])
+    await lives.events.prune(ended_before=at(100), now=at(100))
+    with pytest.raises(StreamExpired):
+        await streams.open(attempt.job.key, 0)
+
+
+# Hints
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_what_is_committed_between_opening_and_the_first_read_is_read(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    stale: Job = await lives.jobs.get(attempt.job.key)
+    # The reader knows the job as it was; nobody hints at what came since.
+    await write(lives, attempt, 1)
+    stream = await streams.open(attempt.job.key, 1, job=stale)
+    reader = Reader(stream)
+    await reader.read(1)
+    stream.close()
+    assert reader.ids == [2]
+
+
+async def test_without_any_hint_the_safety_poll_suffices(
+    lives: Lives, hints: Hints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SAFETY_POLL", 0.02)
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        for number in range(1, 4):
+            await write(lives, attempt, number)
+            await reader.read(number + 1)
+        await lives.jobs.end([ending(attempt)])
+        await reader.rest()
+    assert reader.ids == [1, 2, 3, 4, 5]
+
+
+async def test_a_lost_hint_is_made_good_however_busy_other_jobs_are(
+    lives: Lives, hints: Hints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SAFETY_POLL", 0.1)
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=30.0)
+    quiet, busy = await lives.running(), await lives.running()
+
+    async def keep_busy() -> None:
+        while True:
+            streams.wake(busy.job)
+            await asyncio.sleep(0.001)
+
+    async with (
+        in_the_background(streams.run(), keep_busy()),
+        reading(streams, quiet.job.key) as reader,
+        reading(streams, busy.job.key),
+    ):
+        await reader.read(1)
+        await write(lives, quiet, 1)
+        await reader.read(2)
+    assert reader.ids == [1, 2]
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_hints_that_come_twice_late_or_in_another_order_change_nothing(
+    lives: Lives, streams: Streams, hints: Hints
+) -> None:
+    attempt = await lives.running()
+    shown = attempt.job.key.id
+    async with reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        for number in range(1, 5):
+            await write(lives, attempt, number)
+        for payload in (f"{shown}:4", f"{shown}:2", f"{shown}:5,{new_id()}:7", f"{shown}:5", f"{shown}:1", ""):
+            hints.hint(payload)
+        await reader.read(5)
+        await lives.jobs.end([ending(attempt)])
+        hints.hint(f"{shown}:6")
+        hints.hint(f"{shown}:6")
+        await reader.rest()
+    assert reader.ids == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_an_empty_hint_means_look_at_all(lives: Lives, streams: Streams, hints: Hints) -> None:
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        await write(lives, attempt, 1)
+        hints.hint("")
+        await reader.read(2)
+
+
+async def test_a_commit_elsewhere_reaches_readers_by_the_listener(lives: Lives, database: Database) -> None:
+    listener = Listener(database.connect)
+    streams = Streams(lives.jobs, lives.events, listener, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(listener.run(), streams.run()):
+        await listener.listening.wait()
+        async with reading(streams, attempt.job.key) as reader:
+            await reader.read(1)
+            await write(lives, attempt, 1)
+            await reader.read(2)
+    assert reader.ids == [1, 2]
+
+
+async def test_a_failing_database_is_asked_again(lives: Lives, hints: Hints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SAFETY_POLL", 0.02)
+
+    class Flaky(EventStore):
+        failures = 3
+
+        async def read(self, cursors: dict[JobKey, int], *, limit: int = 500) -> dict[JobKey, list[Event]]:
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionError("away")
+            return await super().read(cursors, limit=limit)
+
+    streams = Streams(lives.jobs, Flaky(lives.pool), hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key, 1) as reader:
+        await write(lives, attempt, 1)
+        await reader.read(1)
+
+
+# Much to read
+
+
+async def test_a_reader_far_behind_the_ring_reads_the_log_and_misses_nothing(
+    lives: Lives, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RING", 2000)
+    monkeypatch.setattr(module, "_ROUND", 7)
+    monkeypatch.setattr(module, "_WRITE", 900)
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as slow, reading(streams, attempt.job.key) as fast:
+        await slow.read(1)
+        for number in range(1, 11):
+            events = [chunk("😀" * 50) for _ in range(5)]
+            await lives.events.append([batch(attempt, number, *events)], T0)
+            streams.wake(attempt.job)
+            await fast.read(1 + 5 * number)
+        await lives.jobs.end([ending(attempt)])
+        streams.wake(attempt.job)
+        await slow.rest()
+        await fast.rest()
+    assert slow.ids == fast.ids == list(range(1, 53))
+
+
+async def test_one_write_is_bounded_and_holds_at_least_one_frame(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    small = [chunk("x" * 1000) for _ in range(40)]
+    await lives.events.append([batch(attempt, 1, *small, chunk("y" * 100_000))], T0)
+    await lives.jobs.end([ending(attempt)])
+    async with reading(streams, attempt.job.key) as reader:
+        sizes = [len(block) async for block in reader.stream]
+    assert max(sizes[:-2]) <= 16 * 1024
+    assert sum(size > 100_000 for size in sizes) == 1
+    assert len(sizes) == 5
+
+
+# Ends
+
+
+async def test_silence_is_broken_by_heartbeats(lives: Lives, hints: Hints) -> None:
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=0.01)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        assert [await anext(reader.stream) for _ in range(2)] == [sse.HEARTBEAT] * 2
+        await lives.jobs.end([ending(attempt)])
+        streams.wake(attempt.job)
+        await reader.rest()
+    assert reader.ids == [1, 2]
+
+
+async def test_draining_ends_all_streams_with_a_wish_when_to_come_back(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as reader, reading(streams, attempt.job.key) as other:
+        await reader.read(1)
+        waiting = asyncio.ensure_future(anext(reader.stream))
+        await asyncio.sleep(0)
+        streams.drain()
+        last = await waiting
+        assert sse.Parser().feed(last) == []
+        assert last.startswith(b"retry: ")
+        assert [block async for block in reader.stream] == []
+        await other.rest()
+        assert other.messages == []
+
+
+Deletion = Callable[[Lives, JobKey], Awaitable[object]]
+
+
+async def erase(lives: Lives, key: JobKey) -> None:
+    await lives.jobs.erase(key, at(10))
+
+
+async def prune(lives: Lives, key: JobKey) -> None:
+    await lives.events.prune(ended_before=at(100), now=at(100))
+
+
+@pytest.mark.parametrize("delete", [erase, prune])
+async def test_a_stream_whose_events_are_deleted_before_it_saw_the_end_ends(
+    lives: Lives, hints: Hints, delete: Deletion
+) -> None:
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=0.05)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        await lives.jobs.cancel(attempt.job.key, at(1))
+        await delete(lives, attempt.job.key)
+        await reader.rest()
+    assert reader.ids in ([1], [1, 2])
+
+
+async def test_a_reader_behind_the_ring_ends_at_once_when_its_events_are_deleted(
+    lives: Lives, streams: Streams
+) -> None:
+    attempt = await lives.running()
+    await write(lives, attempt, 1)
+    async with reading(streams, attempt.job.key) as reader:
+        await lives.jobs.cancel(attempt.job.key, at(1))
+        await erase(lives, attempt.job.key)
+        await reader.rest()
+    assert reader.messages == []
+
+
+async def test_what_nobody_follows_is_forgotten(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as one:
+        async with reading(streams, attempt.job.key):
+            pass
+        one.stream.close()
+        assert streams._tails == {}
+        assert streams._by_id == {}
+    one.stream.close()
+
+
+# Waiting for the end
+
+
+async def test_who_waits_for_the_end_is_answered_when_it_comes(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    waiting = asyncio.ensure_future(streams.wait_for_end(attempt.job.key, 8))
+    await write(lives, attempt, 1)
+    streams.wake(attempt.job)
+    assert not waiting.done()
+    await lives.jobs.end([ending(attempt, State.FAILED, events=(NewEvent("error", b"{}"),))])
+    streams.wake(attempt.job)
+    await waiting
+    assert (await lives.jobs.get(attempt.job.key)).state == State.FAILED
+
+
+async def test_who_waits_for_an_end_that_was_or_does_not_come_is_answered_too(lives: Lives, streams: Streams) -> None:
+    ended, running = await lives.running(), await lives.running()
+    await lives.jobs.end([ending(ended)])
+    await streams.wait_for_end(ended.job.key, 3600)
+    await streams.wait_for_end(running.job.key, 0.01)
+    with pytest.raises(NotFound):
+        await streams.wait_for_end(JobKey(tenant="red", id=running.job.key.id), 1)
