@@ -127,6 +127,13 @@ class Lives:
         assert attempt is not None
         return attempt
 
+    async def round(self, now: datetime) -> list[JobKey]:
+        """A round of admission, and the start of all that it lets through."""
+        admitted = (await self.limits.admit(now)).admitted
+        for key in admitted:
+            await self.start(key, now=now)
+        return list(admitted)
+
     async def running(self, *, now: datetime = T0, **fields: Any) -> Attempt:
         """A job that was submitted, admitted and started."""
         [job] = await self.submit(new_job(**fields), now=now)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from tramontane.ids import utc_now
+from tramontane.listener import OUTAGES
 from tramontane.models import Batch, JobKey, NewEvent
 from tramontane.store import EventStore
 from tramontane.telemetry import log
@@ -121,9 +122,15 @@ class Appender:
     async def _append(self, drafts: dict[Draft, Batch]) -> bool:
         try:
             heads = await self._events.append(list(drafts.values()), utc_now())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the text must not be lost
+        except OUTAGES as error:
             log(logger, logging.WARNING, "append.failed", jobs=len(drafts), error=error)
             return False
+        except Exception as error:  # noqa: BLE001 - a draft that cannot be written ends its attempt, and no other
+            if len(drafts) > 1:
+                alone = [await self._append({draft: batch}) for draft, batch in drafts.items()]
+                return all(alone)
+            log(logger, logging.ERROR, "append.refused", error=error)
+            heads = [None]
         for draft, head in zip(drafts, heads, strict=True):
             if head is not None:
                 draft.committed()

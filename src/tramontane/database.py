@@ -112,8 +112,11 @@ async def _open(connect: _Connect, describe: str, *, embedded: bool, connections
     try:
         with _plain_errors(describe):
             major = int(await pool.fetchval("SHOW server_version_num")) // 10000
+            encoding = await pool.fetchval("SHOW server_encoding")
         if major < _OLDEST:
             raise DatabaseError(f"{describe} is Postgres {major}: {_OLDEST} or newer is needed")
+        if encoding != "UTF8":
+            raise DatabaseError(f"{describe} is encoded in {encoding}: create one with `createdb --encoding=UTF8`")
         yield Database(pool=pool, embedded=embedded, describe=describe, _connect=connect)
     finally:
         await _close(pool, describe)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+#: A use further in the future than this is a clock that was wrong, and is forgotten: all starts would wait until then.
+_WRONG_CLOCK = timedelta(minutes=2)
+
 
 def window_of(rate: float) -> tuple[int, timedelta]:
     """A rate per second as (starts, stretch of time): 10 is 10 in a second, 0.5 is 1 in two seconds."""
@@ -40,7 +43,8 @@ class Window:
         return self._recent(self._time(now), span)[0][0] + span
 
     def _time(self, now: datetime) -> datetime:
-        return max(now, self.uses[-1][0]) if self.uses else now
+        last = self.uses[-1][0] if self.uses else now
+        return now if last > now + _WRONG_CLOCK else max(now, last)
 
     def _recent(self, time: datetime, span: timedelta) -> tuple[tuple[datetime, int], ...]:
-        return tuple(use for use in self.uses if use[0] > time - span)
+        return tuple(use for use in self.uses if time - span < use[0] <= time)

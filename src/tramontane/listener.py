@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -89,8 +90,11 @@ class Listener:
             self.listening.set()
             for channel in list(self._callbacks):
                 self._deliver(connection, 0, channel, "")
-            while True:
-                await asyncio.sleep(self._probe)
+            lost = asyncio.Event()
+            connection.add_termination_listener(lambda _: lost.set())
+            while not lost.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(lost.wait(), self._probe)
                 async with self._turn:
                     await asyncio.wait_for(connection.execute("SELECT 1"), self._probe)
         finally:

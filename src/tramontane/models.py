@@ -1,6 +1,6 @@
 """Values: what a job is, and what happens to it. They hold no store, client or clock."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
@@ -250,4 +250,3 @@ class Admission:
     next_at: datetime | None = None
     #: Somebody else was deciding at the same moment.
     busy: bool = False
-    waiting: int = field(default=0)

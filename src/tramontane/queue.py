@@ -136,6 +136,16 @@ async def entries(connection: Connection) -> list[tuple[int, str, JobKey]]:
     return [(row["id"], row["status"], _key(row["payload"])) for row in rows]
 
 
+class _NoLostAttempts(logging.Filter):
+    """An attempt that was lost is an ordinary case, told by us; pgqueuer would add an error and a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], LeaveEntry))
+
+
+logging.getLogger("pgqueuer").addFilter(_NoLostAttempts())
+
+
 class Consumer:
     """Takes entries, at most `concurrency` at a time, and runs `handle` for each until `stop` is called.
 

@@ -151,6 +151,8 @@ class Worker:
             attempt = await self._starts.add(entry)
             if attempt is not None:
                 self._wake(attempt.job)
+                if self._settings.rate_limit:
+                    self._admission.wake()  # only now does its place in the rate have a time
                 await self._attempt(attempt)
         except AttemptLost as error:
             log(logger, logging.INFO, "attempt.lost", job=show_id("job", entry.key.id), error=error)

@@ -53,13 +53,16 @@ async def test_the_fleet_starts_no_more_than_its_rate_in_any_second(fleet: Proce
             for _ in range(50):
                 tasks.create_task(client.submit())
         calls = await simulator.wait_for_calls(50, timeout=20)
+    connection = await fleet.connect()
+    rows = await connection.fetch("SELECT started_at FROM job_attempts ORDER BY started_at")
+    await connection.close()
 
-    # The first ten open connections and wake what has slept; the guarantee is about the starts, not their way here.
-    starts = [call.started for call in calls][10:]
-    # What the simulator sees is later than the start by the way to it: a tenth of a second is left for that.
-    busiest = max(sum(start <= other < start + 0.9 for other in starts) for start in starts)
-    assert busiest <= 10, [round(start - starts[0], 2) for start in starts]
-    assert starts[-1] - starts[0] < 6.0, "and no fewer either"
+    starts = [(row["started_at"] - rows[0]["started_at"]).total_seconds() for row in rows]
+    assert max(sum(start <= other < start + 1 for other in starts) for start in starts) <= 10, starts
+    assert starts[-1] < 6.0, "and no fewer either"
+    # From the start to Mistral is a way of its own; the first ten also open connections and wake what has slept.
+    seen = [call.started for call in calls][10:]
+    assert max(sum(call <= other < call + 0.8 for other in seen) for call in seen) <= 10, seen
 
 
 async def test_a_cancel_reaches_a_job_that_runs_in_another_process_within_100_ms(

@@ -225,7 +225,7 @@ async def test_a_cancelled_handlers_slot_is_free_at_once(entries: Queue) -> None
 
 
 async def test_an_entry_that_is_left_alone_stays_picked_and_is_taken_over_after_the_heartbeat(
-    entries: Queue,
+    entries: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken: asyncio.Queue[Entry] = asyncio.Queue()
 
@@ -244,6 +244,7 @@ async def test_an_entry_that_is_left_alone_stays_picked_and_is_taken_over_after_
     async with consuming(entries.consumer(handle, heartbeat=1.0, poll=0.1)):
         assert await taken.get() == first
     assert await entries.entries() == []
+    assert [record for record in caplog.records if record.name == "pgqueuer"] == []
 
 
 async def test_a_consumer_that_is_cancelled_again_and_again_leaves_its_entries(entries: Queue) -> None:
@@ -388,6 +389,20 @@ async def test_a_lost_listener_comes_back_and_hears_again(entries: Queue, databa
         [heard] = await entries.put()
         async with asyncio.timeout(8):
             assert await handled.get() == heard
+
+
+async def test_a_lost_listener_is_noticed_at_once_and_not_by_the_next_sign_of_life(database: Database) -> None:
+    listener = Listener(database.connect, probe=3600)
+    async with in_the_background(listener.run()):
+        await listener.listening.wait()
+        first = listener._connection
+        assert first is not None
+        await database.pool.execute("SELECT pg_terminate_backend($1)", first.get_server_pid())
+
+        async def listens_again() -> bool:
+            return listener._connection not in (None, first)
+
+        await until(listens_again)
 
 
 async def test_a_listener_gains_channels_while_it_listens_and_while_it_does_not(database: Database) -> None:

@@ -317,3 +317,15 @@ async def test_a_wait_for_another_process_that_migrates_is_logged(
         await first_has_it.wait()
         assert await migrate(database, directory=tmp_path) == []
     logging.getLogger("tramontane.database").removeHandler(watch)
+
+
+async def test_a_database_of_another_encoding_is_refused(postgres_18: EmbeddedServer) -> None:
+    connection = await asyncpg.connect(**postgres_18.connect_kwargs)
+    await connection.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'")
+    try:
+        with pytest.raises(DatabaseError, match="encoded in LATIN1: create one with `createdb --encoding=UTF8`"):
+            async with opened(postgres_18.dsn.replace("@/tramontane?", "@/latin?")):
+                pass
+    finally:
+        await connection.execute("DROP DATABASE latin")
+        await connection.close()

@@ -19,9 +19,9 @@ async def submit_before_any_worker(lives: Lives, count: int) -> list[Job]:
     return await lives.submit(*(new_job() for _ in range(count)))
 
 
-async def admitted_at(lives: Lives) -> list[datetime]:
-    rows = await lives.pool.fetch("SELECT admitted_at FROM jobs WHERE admitted_at IS NOT NULL ORDER BY admitted_at")
-    return [row["admitted_at"] for row in rows]
+async def started_at(lives: Lives) -> list[datetime]:
+    rows = await lives.pool.fetch("SELECT started_at FROM job_attempts ORDER BY started_at")
+    return [row["started_at"] for row in rows]
 
 
 # The rate
@@ -31,19 +31,32 @@ async def test_no_second_sees_more_starts_than_the_rate(lives: Lives) -> None:
     await submit_before_any_worker(lives, 45)
     await lives.worker(slots=100, rate=10)
     for tenth in range(40):
-        await lives.limits.admit(at(tenth / 10 + 0.03))
-    times = await admitted_at(lives)
+        await lives.round(at(tenth / 10 + 0.03))
+    times = await started_at(lives)
     assert len(times) == 40
     for begin in times:
         assert sum(begin <= time < begin + timedelta(seconds=1) for time in times) <= 10
 
 
-async def test_submits_count_for_the_rate_too(lives: Lives) -> None:
+async def test_a_start_counts_when_it_happens_however_late_that_is(lives: Lives) -> None:
+    jobs = await submit_before_any_worker(lives, 20)
+    await lives.worker(rate=10)
+    assert len((await lives.limits.admit(T0)).admitted) == 10
+    assert (await lives.limits.admit(at(5))).admitted == ()
+    for job in jobs[:10]:
+        await lives.start(job.key, now=at(6))
+    assert await lives.round(at(6.9)) == []
+    assert len(await lives.round(at(7))) == 10
+
+
+async def test_what_a_submit_lets_through_counts_for_the_rate_too(lives: Lives) -> None:
     await lives.worker(rate=10)
     for tenth in range(10):
-        await lives.submit(*(new_job() for _ in range(3)), now=at(tenth / 10))
-    assert len(await admitted_at(lives)) == 10
-    assert len((await lives.limits.admit(at(1))).admitted) == 3
+        for job in await lives.submit(*(new_job() for _ in range(3)), now=at(tenth / 10)):
+            if job.key in [key for _, _, key in await lives.entries()]:
+                await lives.start(job.key, now=at(tenth / 10))
+    assert len(await started_at(lives)) == 10
+    assert len(await lives.round(at(1))) == 3
 
 
 async def test_retries_count_for_the_rate_too(lives: Lives) -> None:
@@ -60,7 +73,7 @@ async def test_retries_count_for_the_rate_too(lives: Lives) -> None:
 async def test_a_rate_below_one_spreads_starts_over_seconds(lives: Lives) -> None:
     await submit_before_any_worker(lives, 5)
     await lives.worker(rate=0.5)
-    counts = [len((await lives.limits.admit(at(second))).admitted) for second in range(7)]
+    counts = [len(await lives.round(at(second))) for second in range(7)]
     assert counts == [1, 0, 1, 0, 1, 0, 1]
 
 
@@ -82,9 +95,16 @@ async def test_a_full_round_asks_for_the_next_at_once(lives: Lives) -> None:
 async def test_the_rate_says_when_to_look_again(lives: Lives) -> None:
     await submit_before_any_worker(lives, 12)
     await lives.worker(rate=10)
-    assert (await lives.limits.admit(T0)).next_at == at(1)
+    await lives.round(T0)
     assert (await lives.limits.admit(at(0.5))).next_at == at(1)
     assert (await lives.limits.admit(at(1))).next_at is None
+
+
+async def test_while_others_are_about_to_start_only_their_start_tells_when_to_look_again(lives: Lives) -> None:
+    await submit_before_any_worker(lives, 12)
+    await lives.worker(rate=10)
+    admission = await lives.limits.admit(T0)
+    assert (len(admission.admitted), admission.next_at) == (10, None)
 
 
 async def test_the_newest_workers_rate_is_the_fleets(lives: Lives) -> None:
@@ -97,10 +117,10 @@ async def test_the_newest_workers_rate_is_the_fleets(lives: Lives) -> None:
 async def test_a_clock_that_is_behind_lets_no_more_through(lives: Lives) -> None:
     await submit_before_any_worker(lives, 40)
     await lives.worker(rate=10)
-    assert len((await lives.limits.admit(T0)).admitted) == 10
-    assert len((await lives.limits.admit(at(-0.5))).admitted) == 0
-    assert len((await lives.limits.admit(at(1))).admitted) == 10
-    assert len((await lives.limits.admit(at(0.2))).admitted) == 0
+    assert len(await lives.round(T0)) == 10
+    assert len(await lives.round(at(-0.5))) == 0
+    assert len(await lives.round(at(1))) == 10
+    assert len(await lives.round(at(0.2))) == 0
 
 
 # Slots
@@ -237,6 +257,8 @@ async def test_fifty_rounds_at_once_admit_no_job_twice_and_never_over_the_limits
     keys = [key for admission in rounds for key in admission.admitted]
     assert len(keys) == len(set(keys)) == 25
     assert sorted(key.id for _, _, key in await lives.entries()) == sorted(key.id for key in keys)
+    for key in keys:
+        await lives.start(key, now=at(0.5))
     more = await at_once([lives.limits.admit(at(2)) for _ in range(20)])
     assert sum(len(admission.admitted) for admission in more) == 15
 

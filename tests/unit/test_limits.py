@@ -82,6 +82,12 @@ def test_uses_stay_in_order_so_that_the_oldest_is_the_first() -> None:
     assert [when for when, _ in window.uses] == [at(5), at(5)]
 
 
+def test_a_clock_that_was_wrong_by_far_stops_nobody() -> None:
+    window = Window().take(at(3600), 10, 10)
+    assert window.room(T0, 10) == 10
+    assert window.take(T0, 10, 10).uses == ((T0, 10),)
+
+
 steps = st.lists(st.tuples(st.integers(-1500, 1500), st.integers(0, 40)), max_size=60)
 rates = st.sampled_from([0.3, 0.5, 1.0, 2.5, 3.0, 10.0, 33.3])
 

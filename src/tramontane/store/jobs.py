@@ -26,7 +26,7 @@ from tramontane.models import (
     State,
     Submitted,
 )
-from tramontane.store.limits import admit
+from tramontane.store.limits import admit, counting
 from tramontane.store.rows import Connection, Pool, attempt_from, job_from, key_from
 from tramontane.store.statements import Statements
 from tramontane.wire import error_body, utf16_length
@@ -131,7 +131,9 @@ class JobStore:
         arguments = (tenants, ids, [entry.id for entry in entries], worker_id, now, iso(now))
         # One transaction: when an entry cannot be cleared, no attempt has begun that nobody would hear of.
         async with self._pool.acquire() as connection, connection.transaction():
-            rows = {row["entry_id"]: row for row in await connection.fetch(SQL.start_jobs, *arguments)}
+            async with counting(connection, now) as count:
+                rows = {row["entry_id"]: row for row in await connection.fetch(SQL.start_jobs, *arguments)}
+                count(len(rows))
             for entry in entries:
                 if entry.id not in rows:
                     await _clear(connection, entry, now)

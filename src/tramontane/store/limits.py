@@ -1,6 +1,8 @@
 """What may run now: the fleet's workers, its rate, and the verb that lets jobs through to the queue."""
 
 import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -85,20 +87,36 @@ async def admit(connection: Connection, now: datetime, *, wait: bool) -> Admissi
     rate, window = row["rate"], _window_from(row["uses"])
     fleet = await connection.fetchrow(SQL.fleet, now)
     assert fleet is not None
-    room = window.room(now, rate) if rate else _ROUND
+    # A start counts when it happens. What was let through and has not started yet keeps its place in the rate.
+    room = window.room(now, rate) - fleet["starting"] if rate else _ROUND
     wanted = min(fleet["free"], room, _ROUND)
     admitted = await connection.fetch(SQL.admit, now, wanted) if wanted > 0 else []
     if admitted:
-        keys = [key_from(row) for row in admitted]
-        await queue.put(connection, keys, [row["priority"] for row in admitted])
-        if rate:
-            await connection.execute(SQL.save_limit, _uses(window.take(now, len(admitted), rate)))
+        await queue.put(connection, [key_from(row) for row in admitted], [row["priority"] for row in admitted])
     next_at = fleet["next_run_at"] if len(admitted) < _ROUND else now
-    if rate and wanted == room <= fleet["free"] and len(admitted) == max(wanted, 0):
-        # The rate is what holds back, if anything does: look again when it lets through.
-        free_at = window.take(now, len(admitted), rate).next_at(now, rate)
+    if rate and not window.room(now, rate):
+        free_at = window.next_at(now, rate)
         next_at = min(free_at, next_at) if next_at else free_at
     return Admission(admitted=tuple(key_from(row) for row in admitted), next_at=next_at)
+
+
+@asynccontextmanager
+async def counting(connection: Connection, now: datetime) -> AsyncIterator[Callable[[int], None]]:
+    """Count the starts of the caller's transaction: call what this gives with their number.
+
+    Takes the limit's row first, as a round of admission does, so that the two cannot block each other crosswise.
+    """
+    row = await connection.fetchrow(SQL.lock_rate)
+    counted = 0
+
+    def count(starts: int) -> None:
+        nonlocal counted
+        counted += starts
+
+    yield count
+    if row is not None and counted:
+        window = _window_from(row["uses"]).take(now, counted, row["rate"])
+        await connection.execute(SQL.save_limit, _uses(window))
 
 
 def _window_from(text: str) -> Window:

@@ -28,17 +28,23 @@ SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDA
 -- name: try_limit
 SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE SKIP LOCKED
 
+-- name: lock_rate
+-- The same where there is a rate to keep; no lock where there is none.
+SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' AND rate > 0 FOR UPDATE
+
 -- name: save_limit
 UPDATE limits SET uses = $1 WHERE tenant_id = '*' AND name = 'starts'
 
 -- name: fleet
--- Free slots of the fleet, and the next scheduled job; those whose time has come become due.
+-- Free slots of the fleet, jobs let through that have not started, and the next scheduled job. Those whose time has
+-- come become due.
 WITH come AS (
     UPDATE jobs SET due = true WHERE state = 'queued' AND NOT due AND run_at <= $1
 )
 SELECT (SELECT coalesce(sum(concurrency), 0) FROM workers
          WHERE stopped_at IS NULL AND seen_at > $1::timestamptz - make_interval(secs => 3 * heartbeat_seconds))
      - (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running')) AS free,
+       (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state = 'queued') AS starting,
        (SELECT min(run_at) FROM jobs WHERE state = 'queued' AND NOT due AND run_at > $1) AS next_run_at
 
 -- name: admit
