@@ -13,10 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
-
-from bench.processes import simulator_process
-from tramontane.api import bind, serving, url_of
+from bench.processes import load, simulator_process
+from tramontane.api import bind, serving
 from tramontane.api.schemas import new_job
 from tramontane.app import App, open_app
 from tramontane.appender import Appender, Draft
@@ -94,21 +92,9 @@ async def pick_up(app: App, count: int = 200) -> dict[str, float]:
     return {"pick-up p50 ms": statistics.median(waits), "pick-up p99 ms": waits[int(len(waits) * 0.99)]}
 
 
-async def whole_jobs(url: str, count: int) -> float:
+async def whole_jobs(port: int, count: int) -> float:
     """Jobs per second over HTTP: submitted, run against the simulator, followed to their end by a reader each."""
-    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as client:
-        gate = asyncio.Semaphore(100)
-
-        async def one() -> None:
-            async with gate, client.post("/api/chat/stream", data=BODY % CHUNKS) as response:
-                text = await response.read()
-                assert b"event: complete" in text, text
-
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(count):
-                tasks.create_task(one())
-        return count / (time.perf_counter() - began)
+    return await load(port, "/api/chat/stream", BODY % CHUNKS, count, clients=100, until=b"event: complete")
 
 
 async def bare_jobs(app: App, count: int) -> float:
@@ -141,20 +127,10 @@ async def bare_jobs(app: App, count: int) -> float:
     return count / (time.perf_counter() - began)
 
 
-async def submits(url: str, count: int = 3000) -> float:
-    """Submits per second over HTTP, each durable before its answer, of jobs that wait for tomorrow."""
+async def submits(port: int, count: int = 3000) -> float:
+    """Submits per second over HTTP, each durable before its answer, of jobs that wait for a far day."""
     body = b'{"kind":"chat","runAt":"2099-01-01T00:00:00Z","request":%s}' % (BODY % CHUNKS)
-    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=64)) as client:
-
-        async def one() -> None:
-            async with client.post("/api/jobs", data=body) as response:
-                assert response.status == 202
-
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(count):
-                tasks.create_task(one())
-        return count / (time.perf_counter() - began)
+    return await load(port, "/api/jobs", body, count, clients=64, until=b"202 Accepted")
 
 
 async def run() -> dict[str, float]:
@@ -163,11 +139,12 @@ async def run() -> dict[str, float]:
     async with simulator_process() as upstream, engine(upstream) as app:
         figures |= await pick_up(app)
         bound = bind("127.0.0.1", 0)
+        port: int = bound.getsockname()[1]
         async with serving(app, bound):
-            figures["submits per second over HTTP"] = await submits(url_of(bound))
+            figures["submits per second over HTTP"] = await submits(port)
             await app.database.pool.execute("DELETE FROM jobs WHERE state = 'queued'")
-            await whole_jobs(url_of(bound), 100)
-            rates = [(await whole_jobs(url_of(bound), 500), await bare_jobs(app, 500)) for _ in range(3)]
+            await whole_jobs(port, 200)
+            rates = [(await whole_jobs(port, 1000), await bare_jobs(app, 1000)) for _ in range(3)]
         figures["whole jobs per second"] = max(whole for whole, _ in rates)
         figures["bare lifecycles per second"] = max(bare for _, bare in rates)
         figures["whole jobs / bare lifecycles"] = statistics.median(whole / bare for whole, bare in rates)

@@ -1,4 +1,4 @@
-"""The simulator in a process of its own, so that its CPU is not counted as ours."""
+"""What is not ours to be measured, in processes of its own: the simulator, and the clients."""
 
 import asyncio
 import contextlib
@@ -38,3 +38,44 @@ async def simulator_process(*, tokens_per_second: float = 0) -> AsyncIterator[st
     finally:
         process.stdin.close()
         await process.wait()
+
+
+_LOAD = """
+import asyncio, sys, time
+port, count, clients = map(int, sys.argv[1:4])
+path, until = sys.argv[4].encode(), sys.argv[5].encode()
+body = sys.stdin.buffer.read()
+request = b"POST %s HTTP/1.1\\r\\nhost: localhost\\r\\ncontent-length: %d\\r\\n\\r\\n" % (path, len(body)) + body
+async def client(numbers):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in numbers:
+        writer.write(request)
+        head = await reader.readuntil(b"\\r\\n\\r\\n")
+        if b"chunked" in head:
+            answer = await reader.readuntil(b"\\r\\n0\\r\\n\\r\\n")
+        else:
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\\r")[0])
+            answer = await reader.readexactly(length)
+        assert until in head + answer, head + answer
+    writer.close()
+async def main():
+    numbers = iter(range(count))
+    began = time.perf_counter()
+    await asyncio.gather(*(client(numbers) for _ in range(clients)))
+    print(count / (time.perf_counter() - began), flush=True)
+asyncio.run(main())
+"""
+
+
+async def load(port: int, path: str, body: bytes, count: int, *, clients: int, until: bytes) -> float:
+    """POST `body` so many times from so many clients, each reading its answer to the end; answers per second.
+
+    until: what must be in an answer.
+    """
+    arguments = ("-c", _LOAD, str(port), str(count), str(clients), path, until.decode())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate(body)
+    assert process.returncode == 0
+    return float(out)

@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+import aiohttp
+
 from bench.engine import cpu_seconds, engine
 from bench.processes import simulator_process
 from tramontane.api import bind, serving
@@ -36,7 +38,40 @@ asyncio.run(main())
 
 async def run() -> dict[str, float]:
     """Microseconds of CPU per chunk of Mistral's."""
-    async with simulator_process(tokens_per_second=PACE) as upstream, engine(upstream, concurrency=STREAMS) as app:
+    async with simulator_process(tokens_per_second=PACE) as upstream:
+        bare = await _bare(upstream)
+        figures = await _relayed(upstream)
+    ratio = bare / figures["engine CPU us per relayed chunk"]
+    return {"bare relay without a log CPU us": bare, **figures, "bare relay / engine": ratio}
+
+
+async def _bare(upstream: str) -> float:
+    """The same way without a log: aiohttp's read, a line, a socket's write."""
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r")[0]))
+        body = body[:-1] + b',"stream":true}'
+        async with session.post(f"{upstream}/v1/chat/completions", data=body) as response:
+            async for line in response.content:
+                if b'"content"' in line:
+                    writer.write(b"event: chunk\n%b\n" % line)
+        writer.write(b"event: complete\n")
+        writer.close()
+
+    headers = {"authorization": "Bearer bench", "accept-encoding": "identity"}
+    async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            await _read(port, 10)
+            before = cpu_seconds()
+            await _read(port, TOKENS)
+            return (cpu_seconds() - before) / (STREAMS * TOKENS) * 1e6
+
+
+async def _relayed(upstream: str) -> dict[str, float]:
+    async with engine(upstream, concurrency=STREAMS) as app:
         bound = bind("127.0.0.1", 0)
         async with serving(app, bound):
             await _read(bound.getsockname()[1], 10)

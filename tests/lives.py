@@ -124,7 +124,7 @@ class Lives:
 
     async def start(self, key: JobKey, *, now: datetime = T0) -> Attempt:
         [attempt] = await self.jobs.start([await self.entry_of(key)], worker_id=self.worker_id, now=now)
-        assert attempt is not None
+        assert isinstance(attempt, Attempt)
         return attempt
 
     async def round(self, now: datetime) -> list[JobKey]:

@@ -59,7 +59,7 @@ async def _working(
 ) -> AsyncIterator[Worker]:
     jobs, events = JobStore(database.pool), EventStore(database.pool)
     admission = AdmissionService(limits, listener, poll=min(1.0, settings.poll))
-    appender = Appender(events, streams.wake, interval=settings.flush)
+    appender = Appender(events, streams.appended, interval=settings.flush)
     maintenance = Maintenance(jobs, events, limits, heartbeat=settings.heartbeat, retention=settings.stream_retention)
     async with (
         MistralClient.from_settings(settings) as mistral,

@@ -89,12 +89,12 @@ class Draft:
 class Appender:
     """Commits drafts in groups, at most one group per `interval` seconds; the first one after a pause at once.
 
-    wake: told the jobs whose log grew, after the commit.
+    appended: told of each batch that is in the log, with the job's new head, after the commit.
     """
 
-    def __init__(self, events: EventStore, wake: Callable[[JobKey], None], *, interval: float) -> None:
+    def __init__(self, events: EventStore, appended: Callable[[Batch, int], None], *, interval: float) -> None:
         self._events = events
-        self._wake = wake
+        self._appended = appended
         self._interval = interval
         self._drafts: dict[Draft, None] = {}
         self._news = asyncio.Event()
@@ -131,10 +131,10 @@ class Appender:
                 return all(alone)
             log(logger, logging.ERROR, "append.refused", error=error)
             heads = [None]
-        for draft, head in zip(drafts, heads, strict=True):
+        for (draft, batch), head in zip(drafts.items(), heads, strict=True):
             if head is not None:
                 draft.committed()
-                self._wake(draft.key)
+                self._appended(batch, head)
             else:
                 draft.refused()
         return True

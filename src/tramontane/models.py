@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
+from msgspec import Struct
+
 #: Who owns everything until API keys exist.
 DEFAULT_TENANT: Final = "default"
 
@@ -47,6 +49,10 @@ class JobKey:
 
     tenant: str
     id: UUID
+
+    def __hash__(self) -> int:
+        # Asked for at every step of every chunk: the id tells keys apart, and its number hashes at once.
+        return hash(self.id.int)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,16 +144,15 @@ class Attempt:
     request: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+# Of these there is one per chunk: a Struct is made in a tenth of the time of a frozen dataclass.
+class NewEvent(Struct, frozen=True):
     """An event to be appended: its type and the JSON object of its own fields."""
 
     type: str
     body: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """An immutable fact in a job's log. `seq` is dense from 1 per job."""
 
     seq: int
@@ -161,8 +166,7 @@ class Event:
         return self.type in FINAL_EVENTS
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True, kw_only=True):
     """Events of one attempt to be appended together; `number` rises by one per batch, so a repeat is known."""
 
     key: JobKey

@@ -7,8 +7,7 @@ moved its cursor. Control frames (comments, `retry`) never carry an id. See the 
 from dataclasses import dataclass
 from typing import Final
 
-from tramontane.ids import show_id
-from tramontane.models import Event, JobKey
+from tramontane.models import Event
 
 MEDIA_TYPE: Final = "text/event-stream; charset=utf-8"
 HEARTBEAT: Final = b": hb\n\n"
@@ -24,9 +23,8 @@ def retry(milliseconds: int) -> bytes:
     return b"retry: %d\n\n" % milliseconds
 
 
-def frame(key: JobKey, event: Event, heartbeat_seconds: float) -> bytes:
+def frame(job_id: str, event: Event, heartbeat_seconds: float) -> bytes:
     """The frame of a committed event: our envelope, then the event's own fields from the log, untouched."""
-    job_id = show_id("job", key.id)
     head = f'{{"type":"chat:{event.type}","jobId":"{job_id}","seq":{event.seq},"attempt":{event.attempt}'
     if event.type == "start":
         head += f',"eventsUrl":"/api/jobs/{job_id}/events","heartbeatMs":{round(heartbeat_seconds * 1000)}'

@@ -14,9 +14,11 @@ from typing import Final
 
 from tramontane import sse
 from tramontane.errors import InvalidCursor, StreamExpired
+from tramontane.ids import show_id
 from tramontane.listener import Listener
-from tramontane.models import Event, Job, JobKey
+from tramontane.models import Batch, Event, Job, JobKey
 from tramontane.store import EventStore, JobStore
+from tramontane.tasks import beside
 from tramontane.telemetry import log
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ _RING: Final = 256 * 1024
 _WRITE: Final = 16 * 1024
 _ROUND: Final = 500  # events of one job per query
 _BEHIND: Final = 100  # events per query of a reader that is behind the ring: about one write
+#: Seconds: a hint comes together with what `appended` says of the same commit, and then there is nothing to read.
+_HINT_DELAY: Final = 0.001
+_UNKNOWN: Final = 2**31  # a head above all others
 _SAFETY_POLL: Final = 1.0  # seconds that a lost hint costs
 
 
@@ -36,6 +41,7 @@ class Tail:
 
     def __init__(self, key: JobKey, head: int) -> None:
         self.key = key
+        self.job_id = show_id("job", key.id)
         #: seq of the last frame in the ring, and of the last before its first.
         self.head = head
         self.base = head
@@ -44,13 +50,15 @@ class Tail:
         self.gone = False
         self._frames: deque[tuple[bytes, bool]] = deque()
         self._size = 0
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._now = asyncio.get_running_loop().time
+        self.woken_at = self._now()
 
     def extend(self, events: list[Event], heartbeat: float) -> None:
         """Take in the events after `head`."""
         for event in events:
             assert event.seq == self.head + 1, "the log is dense"
-            frame = sse.frame(self.key, event, heartbeat)
+            frame = sse.frame(self.job_id, event, heartbeat)
             self._frames.append((frame, event.final))
             self._size += len(frame)
             self.head = event.seq
@@ -66,12 +74,17 @@ class Tail:
 
     def wake(self) -> None:
         """Let all readers look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self.woken_at = self._now()
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
     async def change(self) -> None:
         """Wait for the next `wake`."""
-        await self._changed.wait()
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
 
 
 class Streams:
@@ -79,6 +92,8 @@ class Streams:
 
     def __init__(self, jobs: JobStore, events: EventStore, listener: Listener, *, heartbeat: float) -> None:
         self.heartbeat = heartbeat
+        #: Seconds of silence after which a beat is due; beats are looked for four times per heartbeat.
+        self.silence = heartbeat * 0.75
         self.draining = False
         self._jobs = jobs
         self._events = events
@@ -86,23 +101,38 @@ class Streams:
         self._tails: dict[JobKey, Tail] = {}
         #: By the id as a hint writes it.
         self._by_id: dict[str, Tail] = {}
-        self._dirty: set[JobKey] = set()
+        #: Tails to read, and the highest head that somebody told of.
+        self._dirty: dict[JobKey, int] = {}
         self._news = asyncio.Event()
 
     async def run(self) -> None:
         """Feed the tails until cancelled; a failing database is tried again."""
         await self._listener.add(_CHANNEL, self._hint)
+        async with beside(self._beat()):
+            await self._follow()
+
+    async def _beat(self) -> None:
+        """Wake the readers of tails that have been silent."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self.heartbeat / 4)
+            for tail in self._tails.values():
+                if now() >= tail.woken_at + self.silence:
+                    tail.wake()
+
+    async def _follow(self) -> None:
         now = asyncio.get_running_loop().time
         poll_at = check_at = 0.0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(poll_at):
                     await self._news.wait()
+                    await asyncio.sleep(_HINT_DELAY)
             self._news.clear()
             try:
                 if now() >= poll_at:  # on time, however much news there is of others
                     poll_at = now() + _SAFETY_POLL
-                    self._dirty.update(self._tails)
+                    self._dirty.update(dict.fromkeys(self._tails, _UNKNOWN))
                 if now() >= check_at:
                     check_at = now() + self.heartbeat
                     await self._end_gone()
@@ -112,10 +142,24 @@ class Streams:
 
     def wake(self, job: Job | JobKey) -> None:
         """A job's log has grown, and this process knows it before any hint."""
-        key = job.key if isinstance(job, Job) else job
+        key, head = (job.key, job.head) if isinstance(job, Job) else (job, _UNKNOWN)
         if key in self._tails:
-            self._dirty.add(key)
-            self._news.set()
+            self._mark(key, head)
+
+    def appended(self, batch: Batch, head: int) -> None:
+        """A batch of this process is in the log, its last event being `head`: readers here need not read it again."""
+        tail = self._tails.get(batch.key)
+        if tail is None:
+            return
+        first = head - len(batch.events) + 1
+        if tail.head != first - 1:
+            self.wake(batch.key)
+            return
+        events = enumerate(batch.events, first)
+        tail.extend(
+            [Event(seq=seq, attempt=batch.attempt, type=event.type, body=event.body) for seq, event in events],
+            self.heartbeat,
+        )
 
     async def open(self, key: JobKey, after: int, *, job: Job | None = None) -> "Stream":
         """A stream of the events after a cursor. Close it. A caller that has just read the job may bring it.
@@ -162,11 +206,12 @@ class Streams:
         if tail.readers == 0:
             self._tails.pop(tail.key, None)
             self._by_id.pop(str(tail.key.id), None)
-            self._dirty.discard(tail.key)
+            self._dirty.pop(tail.key, None)
 
     async def _feed(self) -> None:
-        dirty, self._dirty = self._dirty, set()
-        cursors = {key: tail.head for key in dirty if (tail := self._tails.get(key))}
+        dirty, self._dirty = self._dirty, {}
+        tails = {key: tail for key in dirty if (tail := self._tails.get(key))}
+        cursors = {key: tail.head for key, tail in tails.items() if tail.head < dirty[key]}
         if not cursors:
             return
         for key, events in (await self._events.read(cursors, limit=_ROUND)).items():
@@ -186,15 +231,18 @@ class Streams:
 
     def _hint(self, payload: str) -> None:
         if not payload:
-            self._dirty.update(self._tails)
+            self._dirty.update(dict.fromkeys(self._tails, _UNKNOWN))
             self._news.set()
             return
         for pair in payload.split(","):
             identity, _, head = pair.partition(":")
             tail = self._by_id.get(identity)
             if tail is not None and int(head) > tail.head:
-                self._dirty.add(tail.key)
-                self._news.set()
+                self._mark(tail.key, int(head))
+
+    def _mark(self, key: JobKey, head: int) -> None:
+        self._dirty[key] = max(head, self._dirty.get(key, 0))
+        self._news.set()
 
 
 class Stream:
@@ -208,6 +256,8 @@ class Stream:
         self._tail = tail
         self._cursor = after
         self._closed = False
+        self._now = asyncio.get_running_loop().time
+        self._said_at = self._now()
         #: Read from the log and not yet sent: a reader that is behind reads nothing twice.
         self._read: list[tuple[bytes, bool]] = []
 
@@ -224,10 +274,10 @@ class Stream:
             if self._tail.gone:
                 # Retention or erasure came in between; the reader asks again and is told so.
                 break
-            try:
-                async with asyncio.timeout(self._streams.heartbeat):
-                    await self._tail.change()
-            except TimeoutError:
+            # No timer per event: a beat wakes those that have been silent for long.
+            await self._tail.change()
+            if self._now() >= self._said_at + self._streams.silence and not await self._next():
+                self._said_at = self._now()
                 return sse.HEARTBEAT
         raise StopAsyncIteration
 
@@ -245,7 +295,8 @@ class Stream:
         key = self._tail.key
         events = (await self._events.read({key: self._cursor}, limit=_BEHIND)).get(key, [])
         self._tail.gone = self._tail.gone or not events
-        self._read = [(sse.frame(key, event, self._streams.heartbeat), event.final) for event in events]
+        job_id, heartbeat = self._tail.job_id, self._streams.heartbeat
+        self._read = [(sse.frame(job_id, event, heartbeat), event.final) for event in events]
         return self._read
 
     def _some(self, frames: list[tuple[bytes, bool]]) -> bytes:
@@ -258,6 +309,7 @@ class Stream:
             taken.append(frame)
             size += len(frame)
             self.ended = self.ended or final
+        self._said_at = self._now()
         self._cursor += len(taken)
         self._read = self._read[len(taken) :]
         return b"".join(taken)

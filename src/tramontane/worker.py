@@ -73,7 +73,7 @@ class Worker:
         self._running: set[anyio.CancelScope] = set()
         self._stopping = asyncio.Event()
         self._grace_over = False
-        self._starts = GroupCommit[Entry, Attempt | None](
+        self._starts = GroupCommit[Entry, Attempt | Exception | None](
             lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now()), outages=OUTAGES
         )
         self._endings = GroupCommit[Ending, Job | AttemptLost](jobs.end, outages=OUTAGES)
@@ -149,6 +149,8 @@ class Worker:
         """One queue entry: an attempt, and what follows. Leaves the entry alone when in doubt."""
         try:
             attempt = await self._starts.add(entry)
+            if isinstance(attempt, Exception):
+                raise attempt
             if attempt is not None:
                 self._wake(attempt.job)
                 if self._settings.rate_limit:

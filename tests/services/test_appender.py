@@ -75,14 +75,14 @@ def events(database: Database) -> Events:
 
 
 @pytest.fixture
-def woken() -> list[JobKey]:
+def woken() -> list[tuple[JobKey, int]]:
     return []
 
 
 @pytest.fixture
-def appender(events: Events, woken: list[JobKey], monkeypatch: pytest.MonkeyPatch) -> Appender:
+def appender(events: Events, woken: list[tuple[JobKey, int]], monkeypatch: pytest.MonkeyPatch) -> Appender:
     monkeypatch.setattr(module, "_PAUSE_AFTER_FAILURE", 0.0)
-    return Appender(events, woken.append, interval=0.001)
+    return Appender(events, lambda batch, head: woken.append((batch.key, head)), interval=0.001)
 
 
 async def texts(lives: Lives, key: JobKey) -> list[str]:
@@ -119,7 +119,7 @@ async def test_all_that_is_ready_goes_with_one_statement(lives: Lives, events: E
 
 
 async def test_readers_are_woken_after_the_commit(
-    lives: Lives, events: Events, appender: Appender, woken: list[JobKey]
+    lives: Lives, events: Events, appender: Appender, woken: list[tuple[JobKey, int]]
 ) -> None:
     text = Text(await lives.running(), appender)
     events.gate.clear()
@@ -129,7 +129,7 @@ async def test_readers_are_woken_after_the_commit(
         assert woken == []
         events.gate.set()
         await text.draft.settle()
-    assert woken == [text.key]
+    assert woken == [(text.key, 2)]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -46,7 +46,7 @@ def log(database: Database) -> SlowLog:
 
 @pytest.fixture
 async def runner(log: SlowLog, simulator: Simulator) -> AsyncIterator[Runner]:
-    appender = Appender(log, lambda _: None, interval=0.001)
+    appender = Appender(log, lambda batch, head: None, interval=0.001)
     async with MistralClient(api_key="k", server_url=simulator.url) as mistral, in_the_background(appender.run()):
         yield Runner(mistral, appender)
 

@@ -10,7 +10,7 @@ from lives import T0, Lives, at, at_once, batch, chunk, ending, new_job, requeue
 from tramontane import queue
 from tramontane.database import Database
 from tramontane.ids import new_id
-from tramontane.models import Batch, JobKey, NewEvent
+from tramontane.models import Attempt, Batch, JobKey, NewEvent
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ async def test_a_hint_for_three_hundred_jobs_is_an_empty_one(lives: Lives, any_d
         started = await lives.jobs.start(
             [queue.Entry(by_key[job.key], job.key) for job in jobs], worker_id=lives.worker_id, now=T0
         )
-        attempts = [one for one in started if one is not None]
+        attempts = [one for one in started if isinstance(one, Attempt)]
         assert len(attempts) == 300
         assert await lives.events.append([batch(one, 1, chunk("a")) for one in attempts], T0) == [2] * 300
         await lives.jobs.end([ending(one) for one in attempts])

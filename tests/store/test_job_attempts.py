@@ -12,7 +12,7 @@ from tramontane import queue
 from tramontane.database import Database
 from tramontane.errors import AttemptLost, NotFound
 from tramontane.ids import new_id
-from tramontane.models import Failure, JobKey, NewEvent, State
+from tramontane.models import Attempt, Failure, JobKey, NewEvent, State
 from tramontane.store import JobStore
 
 
@@ -88,11 +88,14 @@ async def test_a_group_of_starts_begins_those_that_may(lives: Lives) -> None:
     entries = [await lives.entry_of(job.key) for job in (first, ended, second)]
     await lives.jobs.cancel(ended.key, T0)
     outcomes = await lives.jobs.start(entries, worker_id=lives.worker_id, now=T0)
-    assert [one and one.job.key for one in outcomes] == [first.key, None, second.key]
+    keys = [one.job.key if isinstance(one, Attempt) else one for one in outcomes]
+    assert keys == [first.key, None, second.key]
     assert sorted(entry for entry, _, _ in await lives.entries()) == sorted([entries[0].id, entries[2].id])
 
 
-async def test_a_group_of_starts_that_fails_begins_none(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_entry_that_cannot_be_cleared_stays_and_disturbs_no_start_beside_it(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [good, ended] = await lives.submit(new_job(), new_job())
     entries = [await lives.entry_of(job.key) for job in (good, ended)]
     await lives.jobs.cancel(ended.key, T0)
@@ -102,12 +105,11 @@ async def test_a_group_of_starts_that_fails_begins_none(lives: Lives, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(queue, "remove", fail)
-        with pytest.raises(ConnectionError):
-            await lives.jobs.start(entries, worker_id=lives.worker_id, now=T0)
-    assert (await lives.jobs.get(good.key)).attempt == 0
-    # So each of them may be tried again, and none counts as crashed.
-    assert await lives.jobs.start(entries[:1], worker_id=lives.worker_id, now=T0) != [None]
-    assert (await lives.jobs.get(good.key)).failures == 0
+        [attempt, error] = await lives.jobs.start(entries, worker_id=lives.worker_id, now=T0)
+    assert isinstance(attempt, Attempt)
+    assert isinstance(error, ConnectionError), "for the worker to leave the entry alone"
+    assert [entry_id for entry_id, _, _ in await lives.entries()] == [entry.id for entry in entries]
+    assert await lives.jobs.start(entries[1:], worker_id=lives.worker_id, now=T0) == [None]
 
 
 @pytest.mark.parametrize("fate", ["ended", "erased", "unknown"])

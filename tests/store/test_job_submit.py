@@ -64,7 +64,6 @@ async def test_a_submit_that_fails_half_way_leaves_nothing(lives: Lives, monkeyp
         await lives.submit()
     assert [await count(lives, table) for table in ("jobs", "job_contents", "events")] == [0, 0, 0]
     assert await lives.entries() == []
-    assert await lives.pool.fetchval("SELECT uses::text FROM limits") == "[]"
 
 
 async def test_a_request_is_kept_byte_for_byte(lives: Lives) -> None:

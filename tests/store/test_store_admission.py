@@ -123,6 +123,14 @@ async def test_a_clock_that_is_behind_lets_no_more_through(lives: Lives) -> None
     assert len(await lives.round(at(0.2))) == 0
 
 
+async def test_a_clock_that_was_wrong_by_far_stops_nobody(lives: Lives) -> None:
+    await submit_before_any_worker(lives, 20)
+    await lives.worker(rate=10, now=at(3600))
+    assert len(await lives.round(at(3600))) == 10
+    await lives.limits.beat(lives.worker_id, T0)
+    assert len(await lives.round(T0)) == 10
+
+
 # Slots
 
 

@@ -78,6 +78,9 @@ CREATE TABLE job_attempts (
     PRIMARY KEY (tenant_id, job_id, attempt)
 );
 
+-- The starts of the last second are what the rate is kept by.
+CREATE INDEX job_attempts_started ON job_attempts (started_at);
+
 -- The log. Append-only; deleted by retention and erasure alone.
 CREATE TABLE events (
     tenant_id   text NOT NULL,
@@ -90,16 +93,15 @@ CREATE TABLE events (
     PRIMARY KEY (tenant_id, job_id, seq)
 );
 
--- One row per limit; the tenant '*' is the whole fleet. `uses`: [[when in microseconds of Unix time, how many], ...].
+-- One row per limit, per second; the tenant '*' is the whole fleet. Rounds of admission take turns on it.
 CREATE TABLE limits (
     tenant_id  text NOT NULL,
     name       text NOT NULL,
     rate       double precision NOT NULL,
-    uses       json NOT NULL,
     PRIMARY KEY (tenant_id, name)
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+);
 
-INSERT INTO limits (tenant_id, name, rate, uses) VALUES ('*', 'starts', 10, '[]');
+INSERT INTO limits (tenant_id, name, rate) VALUES ('*', 'starts', 10);
 
 -- Workers serve every tenant, hence no tenant here.
 CREATE TABLE workers (

@@ -64,17 +64,15 @@ class EventStore:
 
 
 def _columns(batches: Sequence[Batch]) -> tuple[list[object], ...]:
-    events = [(batch, position, event) for batch in batches for position, event in enumerate(batch.events, 1)]
+    # Every element of every array is looked at by the driver: events name their batch by its place, and nothing else.
+    events = [(place, event) for place, batch in enumerate(batches, 1) for event in batch.events]
     return (
         [batch.key.tenant for batch in batches],
         [batch.key.id for batch in batches],
         [batch.attempt for batch in batches],
         [batch.number for batch in batches],
         [len(batch.events) for batch in batches],
-        [batch.key.tenant for batch, _, _ in events],
-        [batch.key.id for batch, _, _ in events],
-        [position for _, position, _ in events],
-        [batch.attempt for batch, _, _ in events],
-        [event.type for _, _, event in events],
-        [event.body.decode() for _, _, event in events],
+        [place for place, _ in events],
+        [event.type for _, event in events],
+        [event.body.decode() for _, event in events],
     )

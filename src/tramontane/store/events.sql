@@ -2,8 +2,8 @@
 -- One statement for all jobs of a process. Locks in job order, so two processes cannot block each other crosswise.
 -- What does not come back has either this batch already or lost its fence.
 WITH given AS (
-    SELECT * FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[])
-               AS g (tenant_id, job_id, attempt, batch, count)
+    SELECT * FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[]) WITH ORDINALITY
+               AS g (tenant_id, job_id, attempt, batch, count, place)
 ), fenced AS (
     SELECT j.tenant_id, j.id, j.attempt, g.batch, g.count
       FROM jobs j JOIN given g ON j.tenant_id = g.tenant_id AND j.id = g.job_id
@@ -17,10 +17,11 @@ WITH given AS (
     RETURNING j.tenant_id, j.id, j.attempt, j.head, j.head - f.count AS base
 ), inserted AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
-    SELECT a.tenant_id, a.id, a.base + e.position, e.attempt, e.type, e.body::json, $12
-      FROM unnest($6::text[], $7::uuid[], $8::integer[], $9::integer[], $10::text[], $11::text[])
-           AS e (tenant_id, job_id, position, attempt, type, body)
-      JOIN advanced a ON a.tenant_id = e.tenant_id AND a.id = e.job_id AND a.attempt = e.attempt
+    SELECT a.tenant_id, a.id, a.base + e.position, a.attempt, e.type, e.body::json, $9
+      FROM (SELECT *, row_number() OVER (PARTITION BY batch ORDER BY place) AS position
+              FROM unnest($6::integer[], $7::text[], $8::text[]) WITH ORDINALITY AS v (batch, type, body, place)) AS e
+      JOIN given g ON g.place = e.batch
+      JOIN advanced a ON a.tenant_id = g.tenant_id AND a.id = g.job_id AND a.attempt = g.attempt
 ), hint AS (
     -- At most 8000 bytes fit; an empty payload means: look at all you follow.
     SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)

@@ -12,6 +12,7 @@ import msgspec
 from tramontane import queue
 from tramontane.errors import AttemptLost, IdempotencyMismatch, Interrupted, JobNotEnded, NotFound
 from tramontane.ids import iso, show_id
+from tramontane.listener import OUTAGES
 from tramontane.models import (
     Attempt,
     AttemptRecord,
@@ -26,7 +27,7 @@ from tramontane.models import (
     State,
     Submitted,
 )
-from tramontane.store.limits import admit, counting
+from tramontane.store.limits import admit
 from tramontane.store.rows import Connection, Pool, attempt_from, job_from, key_from
 from tramontane.store.statements import Statements
 from tramontane.wire import error_body, utf16_length
@@ -120,24 +121,32 @@ class JobStore:
         """The job's history, oldest attempt first."""
         return [attempt_from(row) for row in await self._pool.fetch(SQL.list_attempts, key.tenant, key.id)]
 
-    async def start(self, entries: Sequence[queue.Entry], *, worker_id: UUID, now: datetime) -> list[Attempt | None]:
+    async def start(
+        self, entries: Sequence[queue.Entry], *, worker_id: UUID, now: datetime
+    ) -> list[Attempt | Exception | None]:
         """Begin an attempt for each entry: the fence rises, and the log says `start`, or `attempt` for a later one.
 
         None stands where there is nothing to run: the job has ended, is gone, or was running. In the last case its
         worker is lost; the crash counts as a failure, and the job waits for admission again or, its attempts spent,
-        fails. The entry is removed in each of these cases.
+        fails. The entry is removed in each of these cases. An exception stands where an outage has kept that from
+        being written: the entry stays, while others have started beside it.
         """
         tenants, ids = [entry.key.tenant for entry in entries], [entry.key.id for entry in entries]
         arguments = (tenants, ids, [entry.id for entry in entries], worker_id, now, iso(now))
-        # One transaction: when an entry cannot be cleared, no attempt has begun that nobody would hear of.
-        async with self._pool.acquire() as connection, connection.transaction():
-            async with counting(connection, now) as count:
-                rows = {row["entry_id"]: row for row in await connection.fetch(SQL.start_jobs, *arguments)}
-                count(len(rows))
-            for entry in entries:
-                if entry.id not in rows:
-                    await _clear(connection, entry, now)
-        return [_attempt(rows[entry.id]) if entry.id in rows else None for entry in entries]
+        rows = {row["entry_id"]: row for row in await self._pool.fetch(SQL.start_jobs, *arguments)}
+        return [_attempt(rows[entry.id]) if entry.id in rows else await self._clear(entry, now) for entry in entries]
+
+    async def _clear(self, entry: queue.Entry, now: datetime) -> Exception | None:
+        """An entry that starts nothing goes; if it was running, its attempt is given up."""
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
+                if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
+                    await _give_up(connection, job_from(row), entry.id, now)
+                await queue.remove(connection, [entry.id])
+        except OUTAGES as error:
+            return error
+        return None
 
     async def end(self, endings: Sequence[Ending]) -> list[Job | AttemptLost]:
         """End jobs for good: of each, state, result, last events and queue entry are written together or not at all.
@@ -213,14 +222,6 @@ class JobStore:
         """Delete what the queue wrote down before that time."""
         async with self._pool.acquire() as connection:
             await queue.prune(connection, before)
-
-
-async def _clear(connection: Connection, entry: queue.Entry, now: datetime) -> None:
-    """An entry that starts nothing goes; if it was running, its attempt is given up."""
-    row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
-    if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
-        await _give_up(connection, job_from(row), entry.id, now)
-    await queue.remove(connection, [entry.id])
 
 
 async def _give_up(connection: Connection, job: Job, entry_id: int, now: datetime) -> None:

@@ -1,16 +1,12 @@
 """What may run now: the fleet's workers, its rate, and the verb that lets jobs through to the queue."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
-
-import msgspec
 
 from tramontane import queue
 from tramontane.errors import ConfigurationError
-from tramontane.limits import Window
+from tramontane.limits import room, window_of
 from tramontane.models import Admission, WorkerInfo
 from tramontane.store.rows import Connection, Pool, key_from
 from tramontane.store.statements import Statements
@@ -21,8 +17,6 @@ SQL = Statements("limits")
 
 #: Most jobs that one round lets through; the next round follows at once.
 _ROUND = 500
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class LimitStore:
@@ -84,45 +78,17 @@ async def admit(connection: Connection, now: datetime, *, wait: bool) -> Admissi
     row = await connection.fetchrow(SQL.lock_limit if wait else SQL.try_limit)
     if row is None:
         return Admission(busy=True)
-    rate, window = row["rate"], _window_from(row["uses"])
-    fleet = await connection.fetchrow(SQL.fleet, now)
+    rate: float = row["rate"]
+    limit, span = window_of(rate) if rate else (0, timedelta())
+    fleet = await connection.fetchrow(SQL.fleet, now, span)
     assert fleet is not None
-    # A start counts when it happens. What was let through and has not started yet keeps its place in the rate.
-    room = window.room(now, rate) - fleet["starting"] if rate else _ROUND
-    wanted = min(fleet["free"], room, _ROUND)
+    free = room(rate, recent=fleet["recent"], starting=fleet["starting"]) if rate else _ROUND
+    wanted = min(fleet["free"], free, _ROUND)
     admitted = await connection.fetch(SQL.admit, now, wanted) if wanted > 0 else []
     if admitted:
         await queue.put(connection, [key_from(row) for row in admitted], [row["priority"] for row in admitted])
     next_at = fleet["next_run_at"] if len(admitted) < _ROUND else now
-    if rate and not window.room(now, rate):
-        free_at = window.next_at(now, rate)
+    if rate and fleet["recent"] >= limit:
+        free_at = fleet["oldest"] + span
         next_at = min(free_at, next_at) if next_at else free_at
     return Admission(admitted=tuple(key_from(row) for row in admitted), next_at=next_at)
-
-
-@asynccontextmanager
-async def counting(connection: Connection, now: datetime) -> AsyncIterator[Callable[[int], None]]:
-    """Count the starts of the caller's transaction: call what this gives with their number.
-
-    Takes the limit's row first, as a round of admission does, so that the two cannot block each other crosswise.
-    """
-    row = await connection.fetchrow(SQL.lock_rate)
-    counted = 0
-
-    def count(starts: int) -> None:
-        nonlocal counted
-        counted += starts
-
-    yield count
-    if row is not None and counted:
-        window = _window_from(row["uses"]).take(now, counted, row["rate"])
-        await connection.execute(SQL.save_limit, _uses(window))
-
-
-def _window_from(text: str) -> Window:
-    uses = msgspec.json.decode(text, type=list[tuple[int, int]])
-    return Window(tuple((_EPOCH + microseconds * _MICROSECOND, count) for microseconds, count in uses))
-
-
-def _uses(window: Window) -> str:
-    return msgspec.json.encode([((at - _EPOCH) // _MICROSECOND, count) for at, count in window.uses]).decode()

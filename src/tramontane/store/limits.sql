@@ -23,29 +23,29 @@ DELETE FROM workers WHERE seen_at < $1
 UPDATE limits SET rate = $1 WHERE tenant_id = '*' AND name = 'starts' AND rate <> $1
 
 -- name: lock_limit
-SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE
+SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE
 
 -- name: try_limit
-SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE SKIP LOCKED
-
--- name: lock_rate
--- The same where there is a rate to keep; no lock where there is none.
-SELECT rate, uses FROM limits WHERE tenant_id = '*' AND name = 'starts' AND rate > 0 FOR UPDATE
-
--- name: save_limit
-UPDATE limits SET uses = $1 WHERE tenant_id = '*' AND name = 'starts'
+SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE SKIP LOCKED
 
 -- name: fleet
--- Free slots of the fleet, jobs let through that have not started, and the next scheduled job. Those whose time has
--- come become due.
+-- Free slots of the fleet; the starts within $2 before now; jobs let through that have not started (in one snapshot a
+-- job is one or the other); the next scheduled job. Those whose time has come become due.
 WITH come AS (
     UPDATE jobs SET due = true WHERE state = 'queued' AND NOT due AND run_at <= $1
+), started AS (
+    -- A start that lies further ahead is a clock that was wrong: all others would wait until then.
+    SELECT count(*) AS recent, min(started_at) AS oldest FROM job_attempts
+     WHERE started_at > $1::timestamptz - $2::interval AND started_at < $1::timestamptz + interval '2 minutes'
+       AND $2::interval > interval '0'
 )
 SELECT (SELECT coalesce(sum(concurrency), 0) FROM workers
          WHERE stopped_at IS NULL AND seen_at > $1::timestamptz - make_interval(secs => 3 * heartbeat_seconds))
      - (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running')) AS free,
        (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state = 'queued') AS starting,
-       (SELECT min(run_at) FROM jobs WHERE state = 'queued' AND NOT due AND run_at > $1) AS next_run_at
+       (SELECT min(run_at) FROM jobs WHERE state = 'queued' AND NOT due AND run_at > $1) AS next_run_at,
+       recent, oldest
+  FROM started
 
 -- name: admit
 WITH next AS (
