@@ -136,7 +136,7 @@ async def submits(port: int, count: int = 3000) -> float:
 async def run() -> dict[str, float]:
     """All figures of this module."""
     figures: dict[str, float] = {}
-    async with simulator_process() as upstream, engine(upstream) as app:
+    async with simulator_process(tokens=CHUNKS) as upstream, engine(upstream) as app:
         figures |= await pick_up(app)
         bound = bind("127.0.0.1", 0)
         port: int = bound.getsockname()[1]

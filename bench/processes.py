@@ -9,7 +9,7 @@ _MAIN = """
 import asyncio, sys
 from tramontane.simulator import Behaviour, Simulator
 async def main():
-    behaviour = Behaviour(tokens_per_second=float(sys.argv[1]) or None, tokens=2000)
+    behaviour = Behaviour(tokens_per_second=float(sys.argv[1]) or None, tokens=int(sys.argv[2]))
     async with Simulator(seed=1, behaviour=behaviour, request_limit=10**9, token_limit=10**12) as simulator:
         print(simulator.url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -21,13 +21,14 @@ except ImportError:
 
 
 @contextlib.asynccontextmanager
-async def simulator_process(*, tokens_per_second: float = 0) -> AsyncIterator[str]:
-    """Start a simulator, as fast as it can or at a pace; gives its address, and ends it afterwards."""
+async def simulator_process(*, tokens: int, tokens_per_second: float = 0) -> AsyncIterator[str]:
+    """Start a simulator with answers of that length, as fast as it can or at a pace; gives its address."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         _MAIN,
         str(tokens_per_second),
+        str(tokens),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -38,7 +38,7 @@ asyncio.run(main())
 
 async def run() -> dict[str, float]:
     """Microseconds of CPU per chunk of Mistral's."""
-    async with simulator_process(tokens_per_second=PACE) as upstream:
+    async with simulator_process(tokens=TOKENS, tokens_per_second=PACE) as upstream:
         bare = await _bare(upstream)
         figures = await _relayed(upstream)
     ratio = bare / figures["engine CPU us per relayed chunk"]

@@ -7,13 +7,13 @@ the same chunks in bursts (many frames in one read), and what we do to a frame w
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 from mistralai.client import Mistral
 
+from bench.processes import simulator_process
 from tramontane.mistral import MistralClient
 from tramontane.mistral.answer import Answer
 from tramontane.mistral.frames import Frames
@@ -29,35 +29,10 @@ QUESTION = "Which wind blows beside the mistral?"
 
 Call = Callable[[], Awaitable[int]]
 
-_SERVER = """
-import asyncio, sys
-from tramontane.simulator import Behaviour, Simulator
-async def main(tokens, pace):
-    async with Simulator(behaviour=Behaviour(tokens=tokens, tokens_per_second=pace or None)) as simulator:
-        print(simulator.url, flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-asyncio.run(main(int(sys.argv[1]), float(sys.argv[2])))
-"""
 _FRAME = (
     b'data: {"id":"cb17a0cb17a0cb17a0cb17a0cb17a0cb","object":"chat.completion.chunk","created":1763795000,"model":'
     b'"mistral-small-latest","choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}],"p":"abcdef"}\n\n'
 )
-
-
-@contextlib.asynccontextmanager
-async def server(per_second: float) -> AsyncIterator[str]:
-    """A simulator whose answers have CHUNKS chunks, at that pace or (0) at once; gives its address."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _SERVER, str(CHUNKS), str(per_second), stdin=pipe, stdout=pipe
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield (await process.stdout.readline()).decode().strip()
-    finally:
-        process.stdin.close()
-        await process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -118,11 +93,14 @@ def without_socket() -> float:
 
 async def run() -> dict[str, float]:
     """The figures: µs of CPU per chunk, and their ratios. Of some rounds the best, since noise only ever adds."""
-    async with server(PER_SECOND) as url, callers(url) as (read_bare, read_ours, read_official):
+    async with (
+        simulator_process(tokens=CHUNKS, tokens_per_second=PER_SECOND) as url,
+        callers(url) as (read_bare, read_ours, read_official),
+    ):
         pairs = [(await microseconds(read_bare), await microseconds(read_ours)) for _ in range(ROUNDS + 1)]
         bare, ours = (min(times) for times in zip(*pairs[1:], strict=True))
         official = min([await microseconds(read_official, STREAMS_OF_SDK) for _ in range(2)])
-    async with server(0) as url, callers(url) as (_, read_ours, _):
+    async with simulator_process(tokens=CHUNKS, tokens_per_second=0) as url, callers(url) as (_, read_ours, _):
         burst = min([await microseconds(read_ours) for _ in range(ROUNDS)])
     return {
         "bare aiohttp, µs per chunk": bare,
