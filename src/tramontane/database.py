@@ -131,7 +131,8 @@ async def _nothing(_: object) -> None:
 
 async def _close(pool: "Pool", describe: str) -> None:
     try:
-        await asyncio.wait_for(pool.close(), _CLOSE_TIMEOUT)
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await pool.close()
     except (TimeoutError, OSError, asyncpg.InterfaceError):
         log(_LOGGER, logging.WARNING, "database.closed_hard", database=describe)
         pool.terminate()

@@ -60,7 +60,8 @@ class Listener:
             if self._connection is None:
                 return
             try:
-                await asyncio.wait_for(self._connection.add_listener(channel, self._deliver), self._probe)
+                async with asyncio.timeout(self._probe):
+                    await self._connection.add_listener(channel, self._deliver)
             except OUTAGES:
                 self._connection.terminate()  # which the next sign of life will show to `run`
 
@@ -94,9 +95,10 @@ class Listener:
             connection.add_termination_listener(lambda _: lost.set())
             while not lost.is_set():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(lost.wait(), self._probe)
-                async with self._turn:
-                    await asyncio.wait_for(connection.execute("SELECT 1"), self._probe)
+                    async with asyncio.timeout(self._probe):
+                        await lost.wait()
+                async with self._turn, asyncio.timeout(self._probe):
+                    await connection.execute("SELECT 1")
         finally:
             self._connection = None
             connection.terminate()

@@ -149,7 +149,8 @@ async def test_a_job_that_kills_its_workers_fails_after_its_attempts(
     accepted = await client.submit()
     for _ in range(3):
         victim = await fleet.start("worker", DIE_AT="called")
-        await asyncio.wait_for(victim.running.wait(), 20)
+        async with asyncio.timeout(20):
+            await victim.running.wait()
     await fleet.start("worker")
     reader = await follow(lambda: client, accepted["jobId"], Reader())
     job = await client.job(accepted["jobId"])
@@ -171,7 +172,8 @@ async def test_a_worker_that_dies_right_after_an_ending_has_ended_the_job(
     client = await clients.of(await fleet.start("api"))
     victim = await fleet.start("worker", DIE_AT="ended")
     accepted = await client.submit()
-    await asyncio.wait_for(victim.running.wait(), 20)
+    async with asyncio.timeout(20):
+        await victim.running.wait()
     job = await client.job(accepted["jobId"])
     await fleet.start("worker")
     await client.job((await client.submit())["jobId"], wait=20)

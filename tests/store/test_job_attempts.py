@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from lives import T0, UNAVAILABLE, Lives, at, at_once, batch, chunk, ending, new_job, requeue
 
@@ -359,7 +360,7 @@ async def test_no_verb_finds_another_tenants_job(lives: Lives) -> None:
     assert await lives.jobs.attempts(theirs) == []
     assert await lives.log(theirs) == []
     assert await refused(lives, attempt, key=theirs)
-    assert await lives.events.append([dataclasses.replace(batch(attempt, 1, chunk("x")), key=theirs)], T0) == [None]
+    assert await lives.events.append([msgspec.structs.replace(batch(attempt, 1, chunk("x")), key=theirs)], T0) == [None]
     with pytest.raises(AttemptLost):
         await lives.jobs.requeue(dataclasses.replace(requeue(attempt, at(1)), key=theirs), T0)
     assert (await lives.jobs.get(attempt.job.key)).state == State.RUNNING
