@@ -149,7 +149,7 @@ class Streams:
     def appended(self, batch: Batch, head: int) -> None:
         """A batch of this process is in the log, its last event being `head`: readers here need not read it again."""
         tail = self._tails.get(batch.key)
-        if tail is None:
+        if tail is None or tail.head >= head:
             return
         first = head - len(batch.events) + 1
         if tail.head != first - 1:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from lives import T0, Lives, at, batch, chunk, ending, in_the_background
+from lives import T0, Lives, at, batch, chunk, ending, in_the_background, until
 
 from tramontane import sse
 from tramontane import streams as module
@@ -34,6 +34,16 @@ class Hints(Listener):
     def hint(self, payload: str) -> None:
         assert self.callback is not None
         self.callback(payload)
+
+
+class Counted(EventStore):
+    """The real log, and how often it was read."""
+
+    reads = 0
+
+    async def read(self, cursors: dict[JobKey, int], *, limit: int = 500) -> dict[JobKey, list[Event]]:
+        self.reads += 1
+        return await super().read(cursors, limit=limit)
 
 
 @pytest.fixture
@@ -97,6 +107,50 @@ async def reading(streams: Streams, key: JobKey, after: int = 0) -> AsyncIterato
 
 async def write(lives: Lives, attempt: Attempt, number: int, text: str = "x") -> None:
     assert await lives.events.append([batch(attempt, number, chunk(text))], T0) != [None]
+
+
+# What this process has appended itself
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_what_was_appended_here_is_handed_over_without_being_read_again(lives: Lives, hints: Hints) -> None:
+    log = Counted(lives.pool)
+    streams = Streams(lives.jobs, log, hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+
+        async def looked() -> bool:
+            return log.reads == 2  # for what the reader had missed, and for what came while it was being registered
+
+        await until(looked)
+        for number in (1, 2):
+            written = batch(attempt, number, chunk("x"), chunk("y"))
+            [head] = await lives.events.append([written], T0)
+            assert head is not None
+            streams.appended(written, head)
+            hints.hint(f"{attempt.job.key.id}:{head}")
+        await reader.read(5)
+        assert reader.ids == [1, 2, 3, 4, 5]
+        assert log.reads == 2
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_what_is_handed_over_late_or_with_a_gap_before_it_does_no_harm(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        first, second = batch(attempt, 1, chunk("a")), batch(attempt, 2, chunk("b"))
+        await lives.events.append([first], T0)
+        await lives.events.append([second], T0)
+        streams.appended(second, 3)
+        await reader.read(3)
+        streams.appended(first, 2)
+        streams.appended(second, 3)
+        await lives.jobs.end([ending(attempt)])
+        streams.wake(attempt.job.key)
+        await reader.rest()
+        assert reader.ids == [1, 2, 3, 4]
 
 
 # What a reader gets

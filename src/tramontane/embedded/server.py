@@ -31,6 +31,7 @@ _OPTIONS = {
     "unix_socket_permissions": "0700",
     "max_connections": "100",
     "cluster_name": _NAME,
+    "autovacuum_naptime": "15s",  # the queue's table turns over by the minute
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_checkpoints": "off",
