@@ -141,7 +141,7 @@ class Streams:
                 log(logger, logging.WARNING, "streams.read_failed", error=error)
 
     def wake(self, job: Job | JobKey) -> None:
-        """A job's log has grown, and this process knows it before any hint."""
+        """A job's log has grown, to `head` if the job as it is now is given; this process knows it before any hint."""
         key, head = (job.key, job.head) if isinstance(job, Job) else (job, _UNKNOWN)
         if key in self._tails:
             self._mark(key, head)

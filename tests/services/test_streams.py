@@ -164,7 +164,7 @@ async def test_a_reader_gets_what_is_there_then_what_comes_and_ends_with_the_fin
     async with reading(streams, attempt.job.key) as reader:
         await reader.read(2)
         await write(lives, attempt, 2)
-        streams.wake(attempt.job)
+        streams.wake(attempt.job.key)
         await reader.read(3)
         await lives.jobs.end([ending(attempt)])
         streams.wake(attempt.job.key)
@@ -183,10 +183,10 @@ async def test_a_stream_resumes_from_every_cursor_without_gap_or_duplicate(lives
         # The second half is in a ring by now, the first half only in the log.
         for number in range(4, 7):
             await write(lives, attempt, number)
-        streams.wake(attempt.job)
+        streams.wake(attempt.job.key)
         await first.read(7)
         await lives.jobs.end([ending(attempt)])
-        streams.wake(attempt.job)
+        streams.wake(attempt.job.key)
         for cursor in range(8):
             async with reading(streams, attempt.job.key, cursor) as reader:
                 await reader.rest()
@@ -201,7 +201,7 @@ async def test_two_readers_share_the_encoded_frames(lives: Lives, streams: Strea
         await one.read(1)
         await two.read(1)
         await write(lives, attempt, 1)
-        streams.wake(attempt.job)
+        streams.wake(attempt.job.key)
         first, second = await anext(one.stream), await anext(two.stream)
     assert first is second or first == second
     assert first.startswith(b"event: chunk\n")
@@ -365,10 +365,10 @@ async def test_a_reader_far_behind_the_ring_reads_the_log_and_misses_nothing(
         for number in range(1, 11):
             events = [chunk("😀" * 50) for _ in range(5)]
             await lives.events.append([batch(attempt, number, *events)], T0)
-            streams.wake(attempt.job)
+            streams.wake(attempt.job.key)
             await fast.read(1 + 5 * number)
         await lives.jobs.end([ending(attempt)])
-        streams.wake(attempt.job)
+        streams.wake(attempt.job.key)
         await slow.rest()
         await fast.rest()
     assert slow.ids == fast.ids == list(range(1, 53))
@@ -396,7 +396,7 @@ async def test_silence_is_broken_by_heartbeats(lives: Lives, hints: Hints) -> No
         await reader.read(1)
         assert [await anext(reader.stream) for _ in range(2)] == [sse.HEARTBEAT] * 2
         await lives.jobs.end([ending(attempt)])
-        streams.wake(attempt.job)
+        streams.wake(attempt.job.key)
         await reader.rest()
     assert reader.ids == [1, 2]
 
@@ -471,10 +471,10 @@ async def test_who_waits_for_the_end_is_answered_when_it_comes(lives: Lives, str
     attempt = await lives.running()
     waiting = asyncio.ensure_future(streams.wait_for_end(attempt.job.key, 8))
     await write(lives, attempt, 1)
-    streams.wake(attempt.job)
+    streams.wake(attempt.job.key)
     assert not waiting.done()
     await lives.jobs.end([ending(attempt, State.FAILED, events=(NewEvent("error", b"{}"),))])
-    streams.wake(attempt.job)
+    streams.wake(attempt.job.key)
     await waiting
     assert (await lives.jobs.get(attempt.job.key)).state == State.FAILED
 
