@@ -102,7 +102,7 @@ class Streams:
         #: By the id as a hint writes it.
         self._by_id: dict[str, Tail] = {}
         #: Tails to read, and the highest head that somebody told of.
-        self._dirty: dict[JobKey, int] = {}
+        self._dirty: dict[Tail, int] = {}
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -132,7 +132,7 @@ class Streams:
             try:
                 if now() >= poll_at:  # on time, however much news there is of others
                     poll_at = now() + _SAFETY_POLL
-                    self._dirty.update(dict.fromkeys(self._tails, _UNKNOWN))
+                    self._dirty.update(dict.fromkeys(self._tails.values(), _UNKNOWN))
                 if now() >= check_at:
                     check_at = now() + self.heartbeat
                     await self._end_gone()
@@ -143,8 +143,8 @@ class Streams:
     def wake(self, job: Job | JobKey) -> None:
         """A job's log has grown, to `head` if the job as it is now is given; this process knows it before any hint."""
         key, head = (job.key, job.head) if isinstance(job, Job) else (job, _UNKNOWN)
-        if key in self._tails:
-            self._mark(key, head)
+        if tail := self._tails.get(key):
+            self._mark(tail, head)
 
     def appended(self, batch: Batch, head: int) -> None:
         """A batch of this process is in the log, its last event being `head`: readers here need not read it again."""
@@ -206,12 +206,11 @@ class Streams:
         if tail.readers == 0:
             self._tails.pop(tail.key, None)
             self._by_id.pop(str(tail.key.id), None)
-            self._dirty.pop(tail.key, None)
+            self._dirty.pop(tail, None)
 
     async def _feed(self) -> None:
         dirty, self._dirty = self._dirty, {}
-        tails = {key: tail for key in dirty if (tail := self._tails.get(key))}
-        cursors = {key: tail.head for key, tail in tails.items() if tail.head < dirty[key]}
+        cursors = {tail.key: tail.head for tail, head in dirty.items() if tail.head < head}
         if not cursors:
             return
         for key, events in (await self._events.read(cursors, limit=_ROUND)).items():
@@ -231,17 +230,17 @@ class Streams:
 
     def _hint(self, payload: str) -> None:
         if not payload:
-            self._dirty.update(dict.fromkeys(self._tails, _UNKNOWN))
+            self._dirty.update(dict.fromkeys(self._tails.values(), _UNKNOWN))
             self._news.set()
             return
         for pair in payload.split(","):
             identity, _, head = pair.partition(":")
             tail = self._by_id.get(identity)
             if tail is not None and int(head) > tail.head:
-                self._mark(tail.key, int(head))
+                self._mark(tail, int(head))
 
-    def _mark(self, key: JobKey, head: int) -> None:
-        self._dirty[key] = max(head, self._dirty.get(key, 0))
+    def _mark(self, tail: Tail, head: int) -> None:
+        self._dirty[tail] = max(head, self._dirty.get(tail, 0))
         self._news.set()
 
 

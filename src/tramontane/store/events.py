@@ -24,11 +24,14 @@ class EventStore:
         has ended.
         """
         rows = await self._pool.fetch(SQL.append_events, *_columns(batches), now)
-        heads = {(key_from(row), row["attempt"]): row["head"] for row in rows}
-        missing = [batch for batch in batches if (batch.key, batch.attempt) not in heads]
-        if missing:
-            heads |= await self._repeated(missing)
-        return [heads.get((batch.key, batch.attempt)) for batch in batches]
+        heads: list[int | None] = [None] * len(batches)
+        for row in rows:
+            heads[row["place"] - 1] = row["head"]
+        if len(rows) < len(batches):
+            repeated = await self._repeated([batch for batch, head in zip(batches, heads, strict=True) if head is None])
+            pairs = zip(batches, heads, strict=True)
+            heads = [repeated.get((batch.key, batch.attempt)) if head is None else head for batch, head in pairs]
+        return heads
 
     async def _repeated(self, batches: Sequence[Batch]) -> dict[tuple[JobKey, int], int]:
         tenants, ids = [batch.key.tenant for batch in batches], [batch.key.id for batch in batches]

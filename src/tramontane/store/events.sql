@@ -28,7 +28,9 @@ WITH given AS (
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM advanced) AS p
      WHERE pairs IS NOT NULL
 )
-SELECT a.tenant_id, a.id, a.attempt, a.head FROM advanced a CROSS JOIN hint
+SELECT g.place, a.head
+  FROM advanced a JOIN given g ON a.tenant_id = g.tenant_id AND a.id = g.job_id AND a.attempt = g.attempt
+ CROSS JOIN hint
 
 -- name: fences
 SELECT j.tenant_id, j.id, j.attempt, j.batch, j.state, j.head
