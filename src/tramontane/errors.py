@@ -5,16 +5,21 @@
     │   ├── InvalidJSON
     │   ├── InvalidCursor
     │   ├── NotSupported          known, and not built yet
-    │   └── BodyTooLarge
+    │   ├── BodyTooLarge
+    │   └── CallbackBlocked       a webhook's address that the policy forbids
     ├── NotFound
     ├── NotAllowed                a name or an origin that may not call this server
+    ├── InvalidTicket             expired, or not for these events
+    ├── TooManyStreams            as many are open as the limits allow
     ├── Conflict                  true of the job as it stands
     │   ├── IdempotencyMismatch
     │   ├── JobNotEnded
     │   └── StreamExpired
+    ├── InvalidSignature          a webhook that was not signed with our secret, or not now
     ├── AttemptLost               somebody else owns the job now: write nothing more
     ├── ConfigurationError        a setting, a port, a directory
-    │   └── DatabaseError
+    │   ├── DatabaseError
+    │   └── SecretsLocked         encrypted with a key that is not here
     ├── JobError                  how a job ended, when not by Mistral's doing
     │   ├── Interrupted
     │   ├── JobTimeout
@@ -82,6 +87,23 @@ class BodyTooLarge(InvalidInput):
     code = "body_too_large"
 
 
+class CallbackBlocked(InvalidInput):
+    """A webhook's URL or header that is not allowed. `rule` names the rule, `hint` says what to change."""
+
+    code = "callback_blocked"
+
+    def __init__(self, field: str, message: str, *, rule: str, hint: str = "") -> None:
+        super().__init__(field, f"{message}: {hint}" if hint else message)
+        self.rule = rule
+        self.hint = hint
+
+
+class InvalidSignature(TramontaneError):
+    """A webhook that must not be trusted: answer 400 or 401, and do nothing else with it."""
+
+    code = "invalid_signature"
+
+
 class NotFound(TramontaneError):
     """No such thing, or not yours: the two are not told apart."""
 
@@ -92,6 +114,19 @@ class NotAllowed(TramontaneError):
     """A request under a foreign host name, or from a page of another origin."""
 
     code = "not_allowed"
+
+
+class InvalidTicket(TramontaneError):
+    """A ticket that does not open what it came for."""
+
+    code = "invalid_ticket"
+
+
+class TooManyStreams(TramontaneError):
+    """As many streams are open as the limits allow: come back a little later."""
+
+    code = "too_many_streams"
+    retryable = True
 
 
 class Conflict(TramontaneError):
@@ -113,9 +148,13 @@ class JobNotEnded(Conflict):
 
 
 class StreamExpired(Conflict):
-    """The events are past their retention; the job's result may still be there."""
+    """The events are past their retention; the job's result may still be there. `job_id` as it is shown."""
 
     code = "stream_expired"
+
+    def __init__(self, message: str, *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class AttemptLost(TramontaneError):
@@ -134,6 +173,12 @@ class DatabaseError(ConfigurationError):
     """The database is out of reach, of a newer version, or cannot be started."""
 
     code = "database"
+
+
+class SecretsLocked(ConfigurationError):
+    """A secret in the database was encrypted with a key that this process does not have."""
+
+    code = "secrets_locked"
 
 
 class JobError(TramontaneError):
