@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -84,9 +84,14 @@ async def open_database(settings: Settings, *, connections: int = 10) -> AsyncIt
             yield database
 
 
+#: Tables of a queue are empty at one moment and full at the next, and a prepared statement keeps the plan of its first
+#: moment until somebody analyzes. Every statement of ours has an index to go by; and none is worth compiling.
+_PLANNING: Final = {"enable_seqscan": "off", "jit": "off"}
+
+
 def _connector(**target: Any) -> _Connect:
     async def connect(*_: Any, **given: Any) -> Any:
-        session = {"search_path": SCHEMA, "application_name": "tramontane"}
+        session = {"search_path": SCHEMA, "application_name": "tramontane", **_PLANNING}
         return await asyncpg.connect(**(given | target), server_settings=session, timeout=_CONNECT_TIMEOUT)
 
     return connect

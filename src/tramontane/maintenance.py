@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from tramontane.ids import utc_now
-from tramontane.store import EventStore, JobStore, LimitStore
+from tramontane.store import DeliveryStore, EventStore, JobStore, LimitStore
 from tramontane.telemetry import log
 
 logger = logging.getLogger(__name__)
@@ -27,16 +27,20 @@ class Maintenance:
         jobs: JobStore,
         events: EventStore,
         limits: LimitStore,
+        deliveries: DeliveryStore,
         *,
         heartbeat: float,
         retention: float,
+        webhook_retention: float,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._jobs = jobs
         self._events = events
         self._limits = limits
+        self._deliveries = deliveries
         self._heartbeat = timedelta(seconds=heartbeat)
         self._retention = timedelta(seconds=retention)
+        self._webhook_retention = timedelta(seconds=webhook_retention)
         self._clock = clock
 
     async def run(self) -> None:
@@ -49,6 +53,8 @@ class Maintenance:
         """One round of all duties."""
         await self._duty("sweep", self._sweep(now))
         await self._duty("prune_events", self._prune_events(now))
+        await self._duty("sweep_deliveries", self._sweep_deliveries(now))
+        await self._duty("tidy_webhooks", self._tidy_webhooks(now))
         await self._duty("prune_queue_log", self._jobs.prune_queue_log(now - _QUEUE_LOG))
         await self._duty("forget_workers", self._limits.forget_workers(now - _WORKERS))
 
@@ -58,6 +64,14 @@ class Maintenance:
 
     async def _prune_events(self, now: datetime) -> None:
         while await self._events.prune(ended_before=now - self._retention, now=now):  # noqa: ASYNC110 - bites
+            await asyncio.sleep(0)
+
+    async def _sweep_deliveries(self, now: datetime) -> None:
+        if mended := await self._deliveries.sweep(now, older_than=self._heartbeat):
+            log(logger, logging.WARNING, "maintenance.swept", deliveries=mended)
+
+    async def _tidy_webhooks(self, now: datetime) -> None:
+        while await self._deliveries.tidy(now, retention=self._webhook_retention):  # noqa: ASYNC110 - bites
             await asyncio.sleep(0)
 
     async def _duty(self, name: str, duty: Awaitable[None]) -> None:

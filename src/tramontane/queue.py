@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -40,7 +41,6 @@ from tramontane.telemetry import log
 
 logger = logging.getLogger(__name__)
 
-_ENTRYPOINT: Final = "job"
 _PREFIX: Final = "tramontane_"
 # Every name is given: DBSettings would otherwise read a dozen variables of the environment, CHANNEL among them.
 _SETTINGS: Final = DBSettings(
@@ -74,9 +74,16 @@ class LeaveEntry(BaseException):
     """Raised by a handler whose attempt is lost: the entry stays as it is, for whoever owns it now."""
 
 
+class Work(StrEnum):
+    """What an entry stands for. Each kind has consumers of its own, so that neither keeps the other waiting."""
+
+    JOB = "job"
+    DELIVERY = "delivery"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A queue entry in the hands of a worker."""
+    """A queue entry in the hands of a worker. The key is the job's, or the delivery's."""
 
     id: int
     key: JobKey
@@ -84,19 +91,19 @@ class Entry:
 
 async def install(connection: "asyncpg.Connection[Any]") -> None:
     """Create or upgrade pgqueuer's tables. Needs one connection, no transaction, and a lock around it."""
-    await _queries(AsyncpgDriver(connection)).apply_upgrade()
+    await _queries(Queries, AsyncpgDriver(connection)).apply_upgrade()
 
 
-async def put(connection: Connection, keys: Sequence[JobKey], priorities: Sequence[int]) -> None:
-    """Put an entry for each job, in the caller's transaction. A job that has an entry keeps it."""
+async def put(connection: Connection, keys: Sequence[JobKey], priorities: Sequence[int], work: Work = Work.JOB) -> None:
+    """Put an entry for each key, in the caller's transaction. What has an entry keeps it."""
     count = len(keys)
     await connection.execute(
         _ENQUEUE,
         list(priorities),
-        [_ENTRYPOINT] * count,
+        [work.value] * count,
         [key.id.bytes + key.tenant.encode() for key in keys],
         [timedelta()] * count,
-        [_dedupe_key(key) for key in keys],
+        [_dedupe_key(key, work) for key in keys],
         ["{}"] * count,
     )
 
@@ -115,14 +122,14 @@ async def cancel(connection: Connection, entry_id: int) -> None:
     await connection.execute("SELECT pg_notify($1, $2)", _SETTINGS.channel, event.model_dump_json())
 
 
-async def without_entry(connection: Connection, keys: Sequence[JobKey]) -> list[JobKey]:
+async def without_entry(connection: Connection, keys: Sequence[JobKey], work: Work = Work.JOB) -> list[JobKey]:
     """Those of `keys` that no live entry stands for (one held as failed counts as none)."""
     rows = await connection.fetch(
         f"SELECT dedupe_key FROM {_TABLE} WHERE dedupe_key = ANY($1) AND status IN ('queued', 'picked')",  # noqa: S608
-        [_dedupe_key(key) for key in keys],
+        [_dedupe_key(key, work) for key in keys],
     )
     present = {row["dedupe_key"] for row in rows}
-    return [key for key in keys if _dedupe_key(key) not in present]
+    return [key for key in keys if _dedupe_key(key, work) not in present]
 
 
 async def prune(connection: Connection, before: datetime) -> None:
@@ -131,7 +138,7 @@ async def prune(connection: Connection, before: datetime) -> None:
 
 
 async def entries(connection: Connection) -> list[tuple[int, str, JobKey]]:
-    """Every entry as (id, pgqueuer's status, job), oldest first: for diagnosis and tests."""
+    """Every entry as (id, pgqueuer's status, key), oldest first: for diagnosis and tests."""
     rows = await connection.fetch(f"SELECT id, status::text, payload FROM {_TABLE} ORDER BY id")  # noqa: S608
     return [(row["id"], row["status"], _key(row["payload"])) for row in rows]
 
@@ -162,7 +169,9 @@ class Consumer:
         concurrency: int,
         heartbeat: float,
         poll: float,
+        work: Work = Work.JOB,
     ) -> None:
+        self._work = work
         self._driver = _PoolDriver(pool, listener)
         self._handle = handle
         self._concurrency = concurrency
@@ -175,9 +184,9 @@ class Consumer:
         """Consume until `stop`, then wait for the handlers that still run."""
         batch = max(1, self._concurrency // 2)
         while not self._stopped:
-            manager = self._manager = _Manager(queries=_entries(self._driver), channel=_SETTINGS.channel)
+            manager = self._manager = _Manager(queries=_queries(_Entries, self._driver), channel=_SETTINGS.channel)
             manager.limit = self._concurrency
-            manager.register_executor(_ENTRYPOINT, _Executor(_PARAMETERS, self._dispatch))
+            manager.register_executor(self._work.value, _Executor(_PARAMETERS, self._dispatch))
             try:
                 await manager.run(
                     dequeue_timeout=self._poll,
@@ -357,8 +366,11 @@ class _PoolDriver(Driver):
                 callback(payload)
 
 
-def _entries(driver: _PoolDriver) -> _Entries:
-    return _Entries(
+AnyQueries = TypeVar("AnyQueries", bound=Queries)
+
+
+def _queries(kind: type[AnyQueries], driver: Driver) -> AnyQueries:
+    return kind(
         driver,
         qbe=QueryBuilderEnvironment(settings=_SETTINGS),
         qbq=QueryQueueBuilder(settings=_SETTINGS),
@@ -366,17 +378,9 @@ def _entries(driver: _PoolDriver) -> _Entries:
     )
 
 
-def _queries(driver: Driver) -> Queries:
-    return Queries(
-        driver,
-        qbe=QueryBuilderEnvironment(settings=_SETTINGS),
-        qbq=QueryQueueBuilder(settings=_SETTINGS),
-        qbs=QuerySchedulerBuilder(settings=_SETTINGS),
-    )
-
-
-def _dedupe_key(key: JobKey) -> str:
-    return f"{key.tenant}/{key.id}"
+def _dedupe_key(key: JobKey, work: Work) -> str:
+    # UUIDs of two tables never meet, but a reader of the queue should see what an entry stands for.
+    return f"{key.tenant}/{key.id}" if work is Work.JOB else f"{work}/{key.tenant}/{key.id}"
 
 
 def _key(payload: bytes) -> JobKey:

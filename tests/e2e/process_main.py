@@ -2,7 +2,8 @@
 
 It prints one line of JSON once it works, `{"pid": …, "url": …}`, and ends in good order at SIGTERM, or when its
 standard input closes: whoever started it is gone then. Fault points are for those who kill: `DIE_AT=` names a place
-where the process kills itself as `kill -9` would.
+where the process kills itself as `kill -9` would. As `receiver` it is somebody else's: it takes webhooks, and writes
+each into the file `RECEIVER_LOG` before it answers.
 """
 
 import asyncio
@@ -10,23 +11,31 @@ import json
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 from typing import Any
+
+from aiohttp import web
 
 from tramontane import telemetry
 from tramontane.api import bind, serving, url_of
 from tramontane.app import open_app
 from tramontane.mistral import MistralClient
 from tramontane.settings import read_settings
-from tramontane.store import JobStore
+from tramontane.store import DeliveryStore, JobStore
+from tramontane.webhooks.transport import Transport
 
 
 async def main(role: str) -> None:
-    settings = read_settings()
-    telemetry.configure(settings.log_level)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(sys.stdin.fileno(), stop.set)
+    if role == "receiver":
+        await receive(Path(os.environ["RECEIVER_LOG"]), stop)  # noqa: TID251 - no setting of the product
+        return
+    settings = read_settings()
+    telemetry.configure(settings.log_level)
     async with open_app(settings, worker=role != "api") as app:
         if role == "worker":
             tell(None)
@@ -38,6 +47,34 @@ async def main(role: str) -> None:
             await stop.wait()
 
 
+async def receive(path: Path, stop: asyncio.Event) -> None:
+    """`/fine` is answered 204 at once, `/slow/20` after 20 ms, `/hole` never."""
+    with path.open("ab", buffering=0) as log:
+
+        async def take(request: web.Request) -> web.Response:
+            line = {
+                "at": time.time(),  # noqa: TID251 - an edge
+                "path": request.path,
+                "headers": dict(request.headers),
+                "body": (await request.read()).decode(),
+            }
+            log.write(json.dumps(line).encode() + b"\n")
+            if request.path == "/hole":
+                await asyncio.Event().wait()
+            await asyncio.sleep(int(request.match_info.get("ms", 0)) / 1000)
+            return web.Response(status=204)
+
+        application = web.Application()
+        application.router.add_post("/slow/{ms}", take)
+        application.router.add_post("/{tail}", take)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        tell(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        await stop.wait()
+        await runner.cleanup()
+
+
 def tell(url: str | None) -> None:
     print(json.dumps({"pid": os.getpid(), "url": url}), flush=True)
 
@@ -47,7 +84,12 @@ def die(*_: Any, **__: Any) -> Any:
 
 
 def arm(place: str) -> None:
-    """Make a place deadly: `called`, when Mistral is about to be called; `ended`, when an ending is committed."""
+    """Make a place deadly.
+
+    called: Mistral is about to be called. ended: an ending is committed. admitted: deliveries were let through, and
+    nobody has picked them up. sending: a webhook is about to be sent. sent: it was answered, and nobody knows yet.
+    recorded: its outcome is committed.
+    """
     if place == "called":
         MistralClient.stream = die  # type: ignore[method-assign]
     elif place == "ended":
@@ -58,6 +100,32 @@ def arm(place: str) -> None:
             die()
 
         JobStore.end = end_and_die  # type: ignore[assignment,method-assign]
+    elif place == "admitted":
+        admit = DeliveryStore.admit
+
+        async def admit_and_die(*given: Any) -> Any:
+            admission = await admit(*given)
+            return die() if admission.admitted else admission
+
+        DeliveryStore.admit = admit_and_die  # type: ignore[assignment,method-assign]
+    elif place == "sending":
+        Transport.send = die  # type: ignore[method-assign]
+    elif place == "sent":
+        send = Transport.send
+
+        async def send_and_die(*given: Any) -> Any:
+            await send(*given)
+            die()
+
+        Transport.send = send_and_die  # type: ignore[assignment,method-assign]
+    elif place == "recorded":
+        record = DeliveryStore.record
+
+        async def record_and_die(*given: Any, **fields: Any) -> Any:
+            await record(*given, **fields)
+            die()
+
+        DeliveryStore.record = record_and_die  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

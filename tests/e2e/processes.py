@@ -32,7 +32,7 @@ class Process:
 
     role: str
     running: asyncio.subprocess.Process
-    #: Of the API; None for a worker.
+    #: Of the API, or of the receiver; None for a worker.
     url: str | None
     log: BinaryIO
 
@@ -102,7 +102,7 @@ class Processes:
         await end_postgres(self.data_dir)
 
     async def start(self, role: str, **environment: object) -> Process:
-        """A process of that role (serve, api, worker), once it works."""
+        """A process of that role (serve, api, worker, receiver), once it works."""
         own = {name: str(value) for name, value in environment.items()}
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         running = await asyncio.create_subprocess_exec(

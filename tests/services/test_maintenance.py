@@ -8,6 +8,7 @@ from lives import T0, Lives, at, ending
 from tramontane.database import Database
 from tramontane.maintenance import Maintenance
 from tramontane.models import State
+from tramontane.store import DeliveryStore
 
 
 @pytest.fixture
@@ -19,7 +20,15 @@ async def lives(database: Database) -> Lives:
 
 @pytest.fixture
 def maintenance(lives: Lives) -> Maintenance:
-    return Maintenance(lives.jobs, lives.events, lives.limits, heartbeat=10.0, retention=3600.0)
+    return Maintenance(
+        lives.jobs,
+        lives.events,
+        lives.limits,
+        DeliveryStore(lives.pool),
+        heartbeat=10.0,
+        retention=3600.0,
+        webhook_retention=86400.0,
+    )
 
 
 async def test_one_tick_sweeps_prunes_and_forgets(lives: Lives, maintenance: Maintenance) -> None:

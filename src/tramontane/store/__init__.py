@@ -2,11 +2,29 @@
 
 from tramontane import queue
 from tramontane.database import Database, migrate
+from tramontane.store.deliveries import DeliveryStore
+from tramontane.store.encryption import EncryptionStore
+from tramontane.store.endpoints import EndpointStore
 from tramontane.store.events import EventStore
+from tramontane.store.history import HistoryStore
 from tramontane.store.jobs import Contents, JobStore
 from tramontane.store.limits import LimitStore
+from tramontane.store.listeners import ListenerStore
+from tramontane.store.recoveries import RecoveryStore
 
-__all__ = ["Contents", "EventStore", "JobStore", "LimitStore", "prepare"]
+__all__ = [
+    "Contents",
+    "DeliveryStore",
+    "EncryptionStore",
+    "EndpointStore",
+    "EventStore",
+    "HistoryStore",
+    "JobStore",
+    "LimitStore",
+    "ListenerStore",
+    "RecoveryStore",
+    "prepare",
+]
 
 
 async def prepare(database: Database) -> list[str]:

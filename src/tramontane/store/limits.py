@@ -47,6 +47,7 @@ class LimitStore:
                 worker.host,
                 worker.pid,
                 now,
+                worker.deliveries,
             )
             if await connection.execute(SQL.set_rate, rate) == "UPDATE 1":
                 log(logger, logging.INFO, "fleet.rate_set", per_second=rate)

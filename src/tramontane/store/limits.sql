@@ -1,6 +1,6 @@
 -- name: register_worker
-INSERT INTO workers (id, concurrency, heartbeat_seconds, host, pid, started_at, seen_at)
-VALUES ($1, $2, $3, $4, $5, $6, $6)
+INSERT INTO workers (id, concurrency, heartbeat_seconds, host, pid, started_at, seen_at, deliveries)
+VALUES ($1, $2, $3, $4, $5, $6, $6, $7)
     ON CONFLICT (id) DO NOTHING -- a repeat after an unknown outcome
 
 -- name: other_heartbeat
