@@ -11,8 +11,8 @@ NODE_MODULES := tests/sdk/node_modules/.installed
 help: ## show what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: .venv/.runtime ## prompts as jobs, streamed, without an API key
-	@$(BIN)/tramontane batch examples/prompts.txt --live --simulator --data-dir .tramontane/demo
+demo: .venv/.runtime ## prompts as jobs, streamed and told by webhook, without an API key
+	@$(BIN)/tramontane batch examples/prompts.txt --live --simulator --receive --data-dir .tramontane/demo
 
 serve: .venv/.runtime ## API and worker; MISTRAL_API_KEY, or ARGS=--simulator
 	@exec $(BIN)/tramontane serve $(ARGS)
@@ -31,7 +31,7 @@ bench: .venv/.dev ## the figures of docs/performance.md
 	$(BIN)/python -m bench $(ARGS)
 
 chaos: .venv/.dev ## 300 kills; the short form is part of `make test`
-	TRAMONTANE_CHAOS_KILLS=300 $(BIN)/pytest tests/e2e/test_chaos.py -n 0 --timeout 3600 $(ARGS)
+	TRAMONTANE_CHAOS_KILLS=300 $(BIN)/pytest tests/e2e/test_chaos.py tests/e2e/test_webhook_crashes.py -n 0 --timeout 3600 $(ARGS)
 
 fmt: .venv/.dev ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import uvloop
 
-_MODULES = ("upstream", "relay", "engine", "process")
+_MODULES = ("upstream", "relay", "engine", "process", "webhooks")
 
 
 def main() -> None:

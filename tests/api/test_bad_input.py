@@ -28,7 +28,7 @@ def check_problem(answer: Answer, status: int, code: str, field: str | None = No
     """What every refusal has in common."""
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json"), answer.body
     problem = answer.json
-    assert set(problem) <= {"type", "title", "status", "code", "detail", "field"}
+    assert set(problem) <= {"type", "title", "status", "code", "detail", "field", "rule", "hint"}
     assert (problem["status"], problem["code"], problem.get("field")) == (status, code, field), problem
     assert problem["title"]
     assert problem["detail"]
@@ -119,8 +119,23 @@ def long(rest: str) -> str:
         ('{"kind":"chat","request":null}', INVALID, "request"),
         (f'{{"kind":"chat",{M}}}', INVALID, "messages"),
         # Known, and not built yet
-        (f'{{{M},"callback":"https://example.org"}}', (422, "not_supported"), "callback"),
-        (long('"callback":{"url":"https://example.org"}'), (422, "not_supported"), "callback"),
+        (f'{{{M},"callback":"https://example.org"}}', (422, "invalid_request"), "callback.secret"),
+        (f'{{{M},"callback":7}}', (422, "invalid_request"), "callback"),
+        (f'{{{M},"callback":"http://10.0.0.1/hook"}}', (422, "callback_blocked"), "callback.url"),
+        (long('"callback":{"url":"https://example.org"}'), (422, "invalid_request"), "callback.secret"),
+        (long('"callback":{"url":"https://e.example","secret":"short"}'), (422, "invalid_request"), "callback.secret"),
+        (long('"callback":{"url":"https://127.0.0.1","secret":"12345678"}'), (422, "callback_blocked"), "callback.url"),
+        (
+            long('"callback":{"url":"https://e.example","secret":"12345678","events":["chat.sent"]}'),
+            (422, "invalid_request"),
+            "callback.events",
+        ),
+        (
+            long('"callback":{"url":"https://e.example","secret":"12345678","headers":{"webhook-id":"1"}}'),
+            (422, "callback_blocked"),
+            "callback.headers.webhook-id",
+        ),
+        (long('"callback":{"url":"https://e.example","token":"x"}'), (422, "invalid_request"), "callback.token"),
         (long('"deadline":"2h"'), (422, "not_supported"), "deadline"),
         (long('"lane":"batch"'), (422, "not_supported"), "lane"),
     ],

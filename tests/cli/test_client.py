@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from tramontane.client import ApiClient, EventStream
+from tramontane.client import ApiClient, EventStream, ProtocolGap, Unreachable
 from tramontane.errors import (
     ConfigurationError,
     IdempotencyMismatch,
@@ -16,7 +16,9 @@ from tramontane.errors import (
     InvalidCursor,
     InvalidInput,
     JobNotEnded,
+    NotAllowed,
     NotFound,
+    SecretsLocked,
     StreamExpired,
     TramontaneError,
 )
@@ -161,7 +163,7 @@ async def test_a_hole_in_the_log_is_asked_for_once_and_then_an_error() -> None:
 
     async with following(web.get("/api/jobs/job_1/events", holed)) as events:
         assert (await anext(events)).seq == 1
-        with pytest.raises(InternalError, match="skips from event 1 to 3"):
+        with pytest.raises(ProtocolGap, match="skips from event 1 to 3"):
             await anext(events)
 
     assert asked == 2
@@ -192,21 +194,139 @@ async def test_a_server_that_never_answered_is_not_waited_for() -> None:
         pass
     async with ApiClient(url) as client:
         assert not await client.answers()
-        with pytest.raises(ConfigurationError, match=f"no Tramontane server answers at {url}"):
+        with pytest.raises(Unreachable, match=f"no Tramontane server answers at {url}"):
             await client.submit(HELLO)
 
 
 async def test_one_that_has_answered_before_is_waited_for_as_long_as_agreed() -> None:
-    async with serving(web.get("/healthz", _ok)) as url, ApiClient(url, patience=0.05) as client:
+    asked = 0
+
+    async def gone(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=503)
+
+    routes = (web.get("/healthz", _ok), web.post("/api/jobs", gone))
+    async with serving(*routes) as url, ApiClient(url, patience=0.05) as client:
         assert await client.answers()
+        with pytest.raises(Unreachable, match="no Tramontane server answers"):
+            await client.submit(HELLO)
 
-        async def gone(_: web.Request) -> web.Response:
-            return web.Response(status=503)
+    assert asked >= 2
 
-        async with serving(web.post("/api/jobs", gone)) as other:
-            client.url = other
-            with pytest.raises(ConfigurationError, match="no Tramontane server answers"):
-                await client.submit(HELLO)
+
+async def test_a_server_that_takes_connections_is_there_even_when_it_breaks_the_first() -> None:
+    async with serving_log([0]) as (url, log), ApiClient(url) as client, client.chat_stream(HELLO) as events:
+        assert [event.seq async for event in events] == list(range(1, EVENTS + 1))
+
+    assert len(log.posts) >= 2
+
+
+async def test_what_may_be_asked_again_is_until_it_is_answered() -> None:
+    answers = [web.Response(status=502), web.Response(status=429, headers={"retry-after": "0"})]
+
+    async def job(_: web.Request) -> web.Response:
+        return answers.pop() if answers else web.json_response({"jobId": "job_1"})
+
+    async with serving(web.get("/api/jobs/job_1", job)) as url, ApiClient(url) as client:
+        assert await client.get("job_1") == {"jobId": "job_1"}
+
+
+async def test_what_may_not_be_asked_again_is_asked_once() -> None:
+    asked = 0
+
+    async def busy(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=503)
+
+    async with serving(web.post("/api/jobs/job_1/retry", busy)) as url, ApiClient(url) as client:
+        with pytest.raises(Unreachable):
+            await client.retry("job_1")
+
+    assert asked == 1
+
+
+async def test_no_pause_is_shorter_than_the_server_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("tramontane.client.calls.asyncio.sleep", sleep)
+    answers = [web.Response(status=429, headers={"retry-after": "40"}), web.json_response({"jobId": "job_1"})]
+
+    async def job(_: web.Request) -> web.Response:
+        return answers.pop(0)
+
+    async with serving(web.get("/api/jobs/job_1", job)) as url, ApiClient(url) as client:
+        await client.get("job_1")
+
+    assert [seconds for seconds in slept if seconds] == [40.0]
+
+
+async def test_a_connection_without_a_sign_of_life_for_three_heartbeats_is_given_up() -> None:
+    asked: list[str] = []
+
+    async def half_open(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["last-event-id"])
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(OPENING + (frame(1, heartbeatMs=20) if len(asked) == 1 else b"".join(LOG[1:])))
+        if len(asked) == 1:
+            await asyncio.Event().wait()
+        return response
+
+    async with following(web.get("/api/jobs/job_1/events", half_open)) as events:
+        assert [event.seq async for event in events] == list(range(1, EVENTS + 1))
+
+    assert asked == ["0", "1"]
+
+
+async def test_a_text_that_is_not_the_one_that_was_sent_is_an_error() -> None:
+    told = [frame(1), frame(2, off=0, content="vent"), frame(EVENTS, **{"from": 3, "len": 4, "sha256": "0" * 64})]
+
+    async def altered(_: web.Request) -> web.Response:
+        return web.Response(body=OPENING + b"".join(told), content_type="text/event-stream")
+
+    async with following(web.get("/api/jobs/job_1/events", altered)) as events:
+        assert [(await anext(events)).seq for _ in range(2)] == [1, 2]
+        with pytest.raises(ProtocolGap, match="SHA-256"):
+            await anext(events)
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async def elsewhere(_: web.Request) -> web.Response:
+        raise web.HTTPFound("https://elsewhere.example/")
+
+    async with serving(web.post("/api/jobs", elsewhere)) as url, ApiClient(url) as client:
+        with pytest.raises(ConfigurationError, match="elsewhere"):
+            await client.submit(HELLO)
+
+
+async def test_headers_are_asked_for_anew_with_each_request() -> None:
+    seen: list[str] = []
+    tokens = iter(["first", "second"])
+
+    async def job(request: web.Request) -> web.Response:
+        seen.append(request.headers["authorization"])
+        return web.json_response({})
+
+    async def headers() -> dict[str, str]:
+        return {"authorization": next(tokens)}
+
+    async with serving(web.get("/api/jobs/job_1", job)) as url, ApiClient(url, headers=headers) as client:
+        await client.get("job_1")
+        await client.get("job_1")
+
+    assert seen == ["first", "second"]
+
+
+async def test_a_client_that_is_closed_says_so() -> None:
+    async with serving(web.get("/healthz", _ok)) as url, ApiClient(url) as client:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.get("job_1")
 
 
 async def test_a_page_that_is_no_stream_is_said_to_be_none() -> None:
@@ -232,6 +352,9 @@ async def test_a_page_that_is_no_stream_is_said_to_be_none() -> None:
         (409, "invalid_cursor", InvalidCursor),
         (422, "invalid_request", InvalidInput),
         (500, "internal", InternalError),
+        (503, "secrets_locked", SecretsLocked),
+        (403, "not_allowed", NotAllowed),
+        (401, "", NotAllowed),
         (418, "", InternalError),
     ],
 )

@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from ipaddress import ip_network
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
@@ -15,9 +16,18 @@ import typer
 from tramontane import telemetry
 from tramontane.address import read_address
 from tramontane.cli import exits, screen
-from tramontane.cli.batch_view import View, open_view, show_results
+from tramontane.cli.batch_view import View, open_view, show_results, show_webhooks
 from tramontane.cli.chat import DEFAULT_MODEL
-from tramontane.cli.options import DataDir, Json, Model, Simulate, settings_from
+from tramontane.cli.options import (
+    Callback,
+    CallbackSecret,
+    DataDir,
+    Json,
+    Model,
+    Simulate,
+    callback_from,
+    settings_from,
+)
 from tramontane.cli.prompts_file import BadLine, PromptLine, read_prompts
 from tramontane.cli.reach import can_work, own_server, reach, require_key, simulated
 from tramontane.cli.signals import run
@@ -28,6 +38,7 @@ from tramontane.settings import Settings
 from tramontane.tasks import task_group
 
 if TYPE_CHECKING:
+    from tramontane.cli.receiver import Receiver
     from tramontane.client import ApiClient
 
 #: Requests that are under way at a time: submits first, then waits for the jobs that are next to end.
@@ -35,6 +46,9 @@ _AT_ONCE: Final = 32
 _LONG_POLL: Final = 30  # seconds
 #: What the cancelling of the rest may take after Ctrl-C, in seconds.
 _CANCEL: Final = 5.0
+#: What the last webhook may take after the last job's end, in seconds; it may be its second try.
+_ARRIVAL: Final = 15.0
+_LOOPBACK: Final = ip_network("127.0.0.0/8")
 
 
 def batch(
@@ -43,6 +57,11 @@ def batch(
     live: Annotated[bool, typer.Option("--live", help="show the first answer while it is written")] = False,
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="run the good lines all the same")] = False,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="write the answers there, as JSON lines")] = None,
+    callback: Callback = None,
+    callback_secret: CallbackSecret = None,
+    receive: Annotated[
+        bool, typer.Option("--receive", help="with --simulator: receive a webhook of each end here, and check it")
+    ] = False,
     simulator: Simulate = False,
     json: Json = False,
     data_dir: DataDir = None,
@@ -55,34 +74,64 @@ def batch(
     telemetry.configure("warning")
     if live and json:
         raise InvalidInput("--live", "shows text and --json shows none: choose one")
+    if receive and (callback is not None or not simulator):
+        raise InvalidInput("--receive", "goes with --simulator, and without --callback")
     prompts = _prompts(file, settings, model, skip_bad_lines=skip_bad_lines)
+    if told := callback_from(callback, callback_secret):
+        prompts = _telling(prompts, told)
     with _opened(output) as results:
+        if receive:
+            return run(lambda _: _batch_received(settings, prompts, results, live=live, json=json))
         return run(lambda _: _batch(settings, prompts, results, live=live, simulator=simulator, json=json))
 
 
+async def _batch_received(
+    settings: Settings, prompts: list[PromptLine], results: TextIO | None, *, live: bool, json: bool
+) -> int:
+    from tramontane.cli.receiver import receiving
+
+    # The server is ours, and so is the receiver: no other address becomes reachable by this.
+    settings = dataclasses.replace(settings, webhook_allow_cidrs=(*settings.webhook_allow_cidrs, _LOOPBACK))
+    async with receiving() as receiver:
+        prompts = _telling(prompts, receiver.callback)
+        return await _batch(settings, prompts, results, live=live, simulator=True, json=json, receiver=receiver)
+
+
 async def _batch(
-    settings: Settings, prompts: list[PromptLine], results: TextIO | None, *, live: bool, simulator: bool, json: bool
+    settings: Settings,
+    prompts: list[PromptLine],
+    results: TextIO | None,
+    *,
+    live: bool,
+    simulator: bool,
+    json: bool,
+    receiver: "Receiver | None" = None,
 ) -> int:
     began = monotonic()
     async with _engine(settings, simulator=simulator) as client:
         with open_view(len(prompts), first=prompts[0].text if live else None, quiet=json) as view:
             try:
                 jobs = await _run(client, prompts, view, live=live)
+                wall = monotonic() - began
+                told = [job["jobId"] for prompt, job in zip(prompts, jobs, strict=True) if _tells(prompt, receiver)]
+                missing = await receiver.wait(told, seconds=_ARRIVAL) if receiver else 0
             except asyncio.CancelledError:
                 view.close()
                 screen.note("interrupted: what has not ended is cancelled")
                 raise
-    wall = monotonic() - began
     rows = [{"line": prompt.line, "prompt": prompt.text, **job} for prompt, job in zip(prompts, jobs, strict=True)]
     if results is not None:
         results.writelines(msgspec.json.encode(row).decode() + "\n" for row in rows)
     if json:
-        screen.show_json({"jobs": rows, "seconds": round(wall, 3)})
+        webhooks = {"webhooks": [arrival.to_json() for arrival in receiver.arrived.values()]} if receiver else {}
+        screen.show_json({"jobs": rows, "seconds": round(wall, 3), **webhooks})
     else:
         show_results(rows, wall)
+        if receiver is not None:
+            show_webhooks(list(receiver.arrived.values()), missing)
         if simulator:
             screen.note(f"they are kept: tramontane jobs list --data-dir {settings.data_dir}")
-    return exits.OK if all(job["status"] == "completed" for job in jobs) else exits.FAILED
+    return exits.FAILED if missing or any(job["status"] != "completed" for job in jobs) else exits.OK
 
 
 @asynccontextmanager
@@ -176,6 +225,15 @@ def _prompts(file: str, settings: Settings, model: str, *, skip_bad_lines: bool)
     if not good:
         raise InvalidInput(file, "holds no prompt")
     return good
+
+
+def _tells(prompt: PromptLine, receiver: "Receiver | None") -> bool:
+    return receiver is not None and prompt.body.get("callback") == receiver.callback
+
+
+def _telling(prompts: Sequence[PromptLine], callback: dict[str, Any]) -> list[PromptLine]:
+    """The same, each with a callback; one that a line brings itself stays."""
+    return [dataclasses.replace(prompt, body={"callback": callback, **prompt.body}) for prompt in prompts]
 
 
 def _count_of(bad: Sequence[BadLine]) -> str:

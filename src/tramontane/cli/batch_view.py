@@ -4,13 +4,16 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from tramontane.cli import screen
+from tramontane.cli import exits, screen
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
+
+    from tramontane.cli.receiver import Arrival
 
 _INDENT: Final = "  "
 
@@ -140,6 +143,18 @@ def show_results(rows: Sequence[Mapping[str, Any]], wall: float) -> None:
         )
     screen.show(shown)
     screen.say(_totals(rows, wall))
+
+
+def show_webhooks(came: Sequence["Arrival"], missing: int) -> None:
+    """The line about what came to the receiver of this process, and one about what did not."""
+    if came:
+        events = ", ".join(sorted({arrival.webhook.event for arrival in came}))
+        after = median(arrival.seconds_after_end for arrival in came)
+        screen.say(
+            f"{screen.count(len(came), 'webhook')}: {events}, signature ✓, arrived {after * 1000:.0f} ms after the end"
+        )
+    if missing:
+        exits.report(f"{screen.count(missing, 'webhook')} did not arrive")
 
 
 def _answer(row: Mapping[str, Any]) -> str:

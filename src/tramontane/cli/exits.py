@@ -17,10 +17,10 @@ INTERRUPTED: Final = 130
 TABLE: Final = """\b
 Exit codes:
   0    done
-  1    the work failed: a job, Mistral, a check of `doctor`
+  1    the work failed: a job, Mistral, a webhook, a check of `doctor`
   2    the command, a setting or a file is wrong, or no server answers
-  3    no such job
-  4    the job's present state forbids it
+  3    no such job, endpoint or delivery
+  4    its present state forbids it
   130  interrupted"""
 
 _CODES: Final = ((NotFound, NOT_FOUND), (Conflict, CONFLICT), (InvalidInput, USAGE), (ConfigurationError, USAGE))

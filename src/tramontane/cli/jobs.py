@@ -1,30 +1,30 @@
 """`tramontane submit` and `tramontane jobs …`: durable jobs, asked for, looked at and steered."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tramontane import telemetry
 from tramontane.cli import exits, screen
 from tramontane.cli.chat import DEFAULT_MODEL, tell
 from tramontane.cli.options import (
+    Callback,
+    CallbackSecret,
     DataDir,
     JobId,
     Json,
     Metadata,
     Model,
     Prompt,
+    callback_from,
     messages_from,
     number,
     pairs,
     prompt_from,
     settings_from,
 )
-from tramontane.cli.reach import Reached, can_work, reach, require_key
-from tramontane.cli.signals import run
+from tramontane.cli.reach import Reached, can_work, require_key, with_server
 from tramontane.ids import iso, utc_now
-from tramontane.settings import Settings
 
 if TYPE_CHECKING:
     from tramontane.client import ApiClient
@@ -44,6 +44,8 @@ def submit(
     request_id: Annotated[str | None, typer.Option(metavar="TEXT", help="your own name for it")] = None,
     idempotency_key: Annotated[str | None, typer.Option(metavar="KEY", help="one job, however often sent")] = None,
     metadata: Metadata = None,
+    callback: Callback = None,
+    callback_secret: CallbackSecret = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the answer and print it")] = False,
     json: Json = False,
     data_dir: DataDir = None,
@@ -56,6 +58,7 @@ def submit(
         "timeout": timeout,
         "requestId": request_id,
         "metadata": pairs("--metadata", metadata) or None,
+        "callback": callback_from(callback, callback_secret),
     }
     request = {"model": model, "messages": messages_from(prompt_from(prompt), system)}
     body = {"kind": "chat", "request": request} | {name: value for name, value in options.items() if value is not None}
@@ -73,7 +76,7 @@ def submit(
             _say_when(reached, accepted["jobId"])
         return exits.OK
 
-    return _with_server(data_dir, ask, works=wait and can_work(settings_from(data_dir=data_dir)))
+    return with_server(data_dir, ask, works=wait and can_work(settings_from(data_dir=data_dir)))
 
 
 def list_jobs(
@@ -100,7 +103,7 @@ def list_jobs(
             screen.say("no jobs")
         return exits.OK
 
-    return _with_server(data_dir, ask)
+    return with_server(data_dir, ask)
 
 
 def show_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> int:
@@ -114,7 +117,7 @@ def show_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> int
             _show(job)
         return exits.OK
 
-    return _with_server(data_dir, ask)
+    return with_server(data_dir, ask)
 
 
 def follow_job(
@@ -133,7 +136,7 @@ def follow_job(
         async with reached.client.follow(job_id, first) as events:
             return await tell(events, json=json)
 
-    return _with_server(data_dir, ask, works=can_work(settings_from(data_dir=data_dir)))
+    return with_server(data_dir, ask, works=can_work(settings_from(data_dir=data_dir)))
 
 
 def cancel_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> int:
@@ -144,7 +147,7 @@ def cancel_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> i
         screen.show_json(job) if json else screen.say(f"{job['jobId']} {job['status']}")
         return exits.OK
 
-    return _with_server(data_dir, ask)
+    return with_server(data_dir, ask)
 
 
 def retry_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> int:
@@ -159,7 +162,7 @@ def retry_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> in
             _say_when(reached, accepted["jobId"])
         return exits.OK
 
-    return _with_server(data_dir, ask)
+    return with_server(data_dir, ask)
 
 
 def delete_job(job_id: JobId, data_dir: DataDir = None) -> int:
@@ -170,7 +173,7 @@ def delete_job(job_id: JobId, data_dir: DataDir = None) -> int:
         screen.say(f"{job_id} erased")
         return exits.OK
 
-    return _with_server(data_dir, ask)
+    return with_server(data_dir, ask)
 
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
@@ -181,18 +184,6 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "retry": retry_job,
     "delete": delete_job,
 }
-
-
-def _with_server(data_dir: str | None, ask: Callable[[Reached], Awaitable[int]], *, works: bool = False) -> int:
-    """Reach a server and ask it. `works`: one that has to be opened here runs jobs as well."""
-    settings = settings_from(data_dir=data_dir)
-    telemetry.configure("warning")
-    return run(lambda _: _reach_and_ask(settings, ask, works=works))
-
-
-async def _reach_and_ask(settings: Settings, ask: Callable[[Reached], Awaitable[int]], *, works: bool) -> int:
-    async with reach(settings, worker=works) as reached:
-        return await ask(reached)
 
 
 async def _wait(client: "ApiClient", job_id: str, *, json: bool) -> int:

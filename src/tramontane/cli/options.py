@@ -6,13 +6,15 @@ take the same and refuse the same. The help follows from the settings as well.
 
 import dataclasses
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tramontane.errors import ConfigurationError, InvalidInput
-from tramontane.settings import Settings, read_settings
+from tramontane.ids import iso, utc_now
+from tramontane.settings import Settings, read_settings, seconds
 
 _SETTINGS = {setting.name: setting for setting in dataclasses.fields(Settings)}
 
@@ -40,6 +42,10 @@ Simulate = Annotated[bool, typer.Option("--simulator", help="a simulated Mistral
 Model = Annotated[str, typer.Option("--model", metavar="NAME", help="model that answers")]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="what to ask; `-` reads standard input")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="a job's id, `job_…`")]
+Callback = Annotated[str | None, typer.Option("--callback", metavar="URL", help="tell the end of it there, signed")]
+CallbackSecret = Annotated[
+    str | None, typer.Option(metavar="SECRET", help="signs the callback; the server's own when not given")
+]
 Metadata = Annotated[list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="may be repeated")]
 
 
@@ -68,6 +74,40 @@ def pairs(flag: str, texts: list[str] | None) -> dict[str, str]:
             raise InvalidInput(flag, f"must be NAME=VALUE, not {text!r}")
         found[name] = value
     return found
+
+
+def words(text: str | None) -> list[str] | None:
+    """`one,two` as a list; None stays None."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def moment(flag: str, text: str | None) -> str | None:
+    """A time of our JSON, from one (`2026-11-22T06:00:00Z`) or from how long ago it was (`2h`).
+
+    Raises InvalidInput naming the flag.
+    """
+    if text is None:
+        return None
+    try:
+        return iso(utc_now() - timedelta(seconds=seconds(text)))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        at = datetime.fromisoformat(text)
+        if at.tzinfo is not None:
+            return iso(at)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidInput(flag, f'must be how long ago ("30m", "2h") or a time with its zone, not {text!r}')
+
+
+def callback_from(url: str | None, secret: str | None) -> dict[str, str] | None:
+    """The `callback` of a job. Raises InvalidInput for a secret without a URL."""
+    if url is None:
+        if secret is not None:
+            raise InvalidInput("--callback-secret", "signs nothing without --callback")
+        return None
+    return {"url": url} | ({"secret": secret} if secret is not None else {})
 
 
 def prompt_from(text: str) -> str:

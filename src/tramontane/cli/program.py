@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from tramontane.cli import batch, chat, database, doctor, exits, jobs, serve
+from tramontane.cli import batch, chat, database, doctor, exits, jobs, serve, webhook_endpoints, webhooks
 from tramontane.cli.options import QuickCommand, QuickGroup
 from tramontane.cli.signals import Stopped
 
@@ -50,6 +50,7 @@ def program() -> typer.Typer:
         tree.command(cls=QuickCommand)(command)
     tree.add_typer(_group("jobs", "See and steer jobs.", jobs.COMMANDS))
     tree.command(cls=QuickCommand)(batch.batch)
+    tree.add_typer(_webhooks())
     tree.add_typer(_group("db", "Look after the database.", database.COMMANDS))
     tree.command(cls=QuickCommand)(doctor.doctor)
     tree.command(cls=QuickCommand)(version)
@@ -80,6 +81,16 @@ def _group(name: str, about: str, commands: Mapping[str, Callable[..., int]]) ->
     for word, command in commands.items():
         group.command(word, cls=QuickCommand)(command)
     return group
+
+
+def _webhooks() -> typer.Typer:
+    group = typer.Typer(name="endpoints", cls=QuickGroup, rich_markup_mode=None)
+    group.callback(invoke_without_command=True)(webhook_endpoints.endpoints)
+    for word, command in webhook_endpoints.COMMANDS.items():
+        group.command(word, cls=QuickCommand)(command)
+    whole = _group("webhooks", "Tell others what happens, and see that it arrives.", webhooks.COMMANDS)
+    whole.add_typer(group)
+    return whole
 
 
 def _show_help(context: typer.Context) -> int:

@@ -5,13 +5,16 @@ In all three cases the command speaks HTTP, so there is one way through the code
 """
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from tramontane import telemetry
 from tramontane.address import read_address
 from tramontane.cli import screen
+from tramontane.cli.options import settings_from
+from tramontane.cli.signals import run
 from tramontane.errors import ConfigurationError
 from tramontane.settings import Settings
 
@@ -32,6 +35,18 @@ class Reached:
     client: "ApiClient"
     #: It belongs to this command and ends with it.
     own: bool
+
+
+def with_server(data_dir: str | None, ask: Callable[[Reached], Awaitable[int]], *, works: bool = False) -> int:
+    """Reach a server and ask it; the exit code. `works`: one that has to be opened here runs jobs as well."""
+    settings = settings_from(data_dir=data_dir)
+    telemetry.configure("warning")
+    return run(lambda _: _reach_and_ask(settings, ask, works=works))
+
+
+async def _reach_and_ask(settings: Settings, ask: Callable[[Reached], Awaitable[int]], *, works: bool) -> int:
+    async with reach(settings, worker=works) as reached:
+        return await ask(reached)
 
 
 @asynccontextmanager

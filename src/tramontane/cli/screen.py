@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tramontane.ids import utc_now
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -17,9 +19,15 @@ _CONTROLS: Final = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), 
 
 _COLOURS: Final = {
     "completed": "green",
+    "succeeded": "green",
+    "active": "green",
     "failed": "red",
+    "disabled": "red",
     "cancelled": "yellow",
+    "superseded": "yellow",
+    "paused": "yellow",
     "running": "cyan",
+    "dispatched": "cyan",
     "ok": "green",
     "warn": "yellow",
     "fail": "red",
@@ -117,6 +125,12 @@ def span(seconds: float | None) -> str:
 def age(seconds: float) -> str:
     """The same, in whole units."""
     return f"{seconds:.0f} s" if seconds < 120 else span(seconds)
+
+
+def clock(moment: datetime) -> str:
+    """`13:12:49`, as the clock on the wall has it; with its day when that is not today's."""
+    here, today = moment.astimezone(), utc_now().astimezone().date()
+    return here.strftime("%H:%M:%S" if here.date() == today else "%m-%d %H:%M:%S")
 
 
 def between(start: str | None, end: str | None) -> float | None:
