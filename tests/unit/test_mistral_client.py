@@ -6,10 +6,15 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from ssl import Purpose, SSLContext, create_default_context
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+import trustme
+import uvloop
 
 from tramontane.errors import (
     ConfigurationError,
@@ -25,6 +30,7 @@ from tramontane.errors import (
     UpstreamUnavailable,
 )
 from tramontane.mistral import MistralClient, Timeouts, client, stream
+from tramontane.mistral.tap import EVENTS, Connector
 
 Script = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -118,7 +124,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*scripts: Script) -> AsyncIterator[Server]:
+async def serving(*scripts: Script, ssl: SSLContext | None = None) -> AsyncIterator[Server]:
     server = Server(scripts)
     running: set[asyncio.Task[Any] | None] = set()
 
@@ -127,8 +133,9 @@ async def serving(*scripts: Script) -> AsyncIterator[Server]:
         with suppress(asyncio.CancelledError):
             await server.serve(reader, writer)
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=ssl)
+    scheme = "http" if ssl is None else "https"
+    server.url = f"{scheme}://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     try:
         yield server
     finally:
@@ -273,7 +280,7 @@ async def test_a_stream_without_finish_reason_is_truncated(script: Script) -> No
     assert (made.status, made.correlation_id) == (200, "corr-1")
 
 
-async def test_a_body_that_breaks_the_rules_of_http_ends_with_the_next_silence() -> None:
+async def test_a_body_that_breaks_the_rules_of_http_ends_at_once_and_with_it_the_connection() -> None:
     go_on = asyncio.Event()
 
     async def breaking(writer: asyncio.StreamWriter) -> None:
@@ -283,14 +290,175 @@ async def test_a_body_that_breaks_the_rules_of_http_ends_with_the_next_silence()
 
     async with (
         serving(breaking) as server,
-        calling(server.url, silence=0.05) as mistral,
+        calling(server.url, silence=3600) as mistral,
         mistral.stream(REQUEST) as answer,
     ):
         await anext(answer)
         go_on.set()
-        # aiohttp closes such a connection without telling who reads from it.
-        with pytest.raises((Truncated, UpstreamTimeout)):
+        with pytest.raises(Truncated, match="rules of HTTP"):
             await anext(answer)
+        await server.left.acquire()
+
+
+async def test_word_that_an_answer_will_come_is_none() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n"
+
+    async def hesitating(writer: asyncio.StreamWriter) -> None:
+        for byte in early + early:
+            writer.write(bytes([byte]))
+            await writer.drain()
+        writer.write(WHOLE)
+
+    for script in (early + early + WHOLE, hesitating):
+        async with serving(script) as server, calling(server.url) as mistral:
+            assert [await read(mistral), await read(mistral)] == ["né🌬 wind"] * 2
+        assert server.connections == 1
+
+
+async def test_a_body_of_a_known_length_or_none_is_read_to_its_end() -> None:
+    frames = OPENING + NORTH + WIND + STOP + DONE
+    known = plain(frames, content_type=b"text/event-stream")
+    open_end = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + frames
+    for script in (known, then_close(open_end)):
+        async with serving(script) as server, calling(server.url) as mistral:
+            assert await read(mistral) == "né🌬 wind"
+    async with serving(plain(b"", content_type=b"text/event-stream")) as server, calling(server.url) as mistral:
+        with pytest.raises(Truncated):
+            await read(mistral)
+
+
+async def test_an_answer_nobody_asked_for_is_given_to_nobody() -> None:
+    # What follows the end belongs to no request: such a connection must not serve the next one.
+    async with serving(WHOLE + WHOLE.replace(b" wind", b" lies"), WHOLE) as server, calling(server.url) as mistral:
+        assert [await read(mistral), await read(mistral)] == ["né🌬 wind"] * 2
+    assert server.connections == 2
+
+
+async def test_after_a_refusal_the_connection_serves_again() -> None:
+    refusal = plain(b'{"type":"server_error","code":"3000"}', b"503 Unavailable")
+    async with serving(refusal, WHOLE) as server, calling(server.url) as mistral:
+        with pytest.raises(UpstreamUnavailable, match="server_error, code 3000"):
+            await read(mistral)
+        assert await read(mistral) == "né🌬 wind"
+    assert server.connections == 1
+
+
+def contexts() -> tuple[SSLContext, SSLContext]:
+    """A server's, and of a client that trusts it."""
+    authority = trustme.CA()
+    theirs, ours = create_default_context(Purpose.CLIENT_AUTH), create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    return theirs, ours
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def encryption(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SSLContext | None:
+    """The server's side of it, which the client trusts."""
+    if request.param == "plain":
+        return None
+    theirs, ours = contexts()
+    monkeypatch.setattr(client, "Connector", partial(Connector, ssl=ours))
+    return theirs
+
+
+LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+
+
+@LOOPS
+def test_what_came_in_one_block_with_the_end_of_the_connection_is_read(
+    run: Callable[[Any], None], encryption: SSLContext | None
+) -> None:
+    half = HEAD + piece(OPENING + NORTH)
+
+    async def scenario() -> None:
+        async with serving(then_close(WHOLE), ssl=encryption) as server, calling(server.url) as mistral:
+            assert await read(mistral) == "né🌬 wind"
+        async with (
+            serving(then_close(half), ssl=encryption) as server,
+            calling(server.url, silence=3600) as mistral,
+            mistral.stream(REQUEST) as answer,
+        ):
+            assert (await anext(answer)).content == "né🌬"
+            with pytest.raises(Truncated):
+                await anext(answer)
+
+    run(scenario())
+
+
+class Heard:
+    """A sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.error: MistralError | None = None
+
+    def feed(self, block: bytes) -> None:
+        self.body += block
+
+    def end(self) -> None:
+        raise AssertionError("it has no end")
+
+    def fail(self, error: MistralError) -> None:
+        self.error = error
+
+
+async def test_a_connection_that_ended_before_its_tap_was_opened_gives_all_it_has() -> None:
+    theirs, ours = contexts()  # TLS gives the last bytes and the end at once
+    connector = Connector(ssl=ours)
+    async with (
+        serving(then_close(HEAD + piece(NORTH)), ssl=theirs) as server,
+        aiohttp.ClientSession(connector=connector, headers={"accept": EVENTS}) as session,
+        session.post(server.url) as response,
+    ):
+        tap, connection, heard = connector.tap(response), response.connection, Heard()
+        assert tap is not None
+        assert connection is not None
+        async with asyncio.timeout(5):
+            while connection.transport is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        tap.into(heard, chunked=True)
+        assert heard.body == NORTH
+        assert isinstance(heard.error, Truncated)
+
+
+@LOOPS
+def test_a_slow_reader_slows_mistral_down_and_loses_nothing(
+    run: Callable[[Any], None], encryption: SSLContext | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_AHEAD", 64 * 1024)
+    # More than all the buffers of two sockets hold.
+    text, count = b"x" * 10_000, 2000
+    big = WIND.replace(b" wind", text)
+
+    async def scenario() -> None:
+        sent = 0
+
+        async def pouring(writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            writer.write(HEAD)
+            while sent < count:
+                writer.write(piece(big))
+                await writer.drain()
+                sent += 1
+            writer.write(piece(STOP + DONE) + END)
+
+        async with (
+            serving(pouring, WHOLE, ssl=encryption) as server,
+            calling(server.url, silence=0.5) as mistral,
+        ):
+            async with mistral.stream(REQUEST) as answer:
+                await anext(answer)
+                seen = -1
+                while seen != sent:  # until the server can send no more
+                    seen = sent
+                    await asyncio.sleep(0.05)
+                assert seen < count
+                assert len([delta async for delta in answer]) == count - 1
+            assert await read(mistral) == "né🌬 wind"
+        assert server.connections == 1
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ from tramontane.ids import utc_now
 from tramontane.mistral.completion import Completion, read_completion
 from tramontane.mistral.failures import ERROR_BODY, answered, error_from, transport_error
 from tramontane.mistral.stream import ChatStream, Timeouts
+from tramontane.mistral.tap import EVENTS, Connector
 from tramontane.settings import Settings
 
 #: An answer that is not streamed is read up to this many bytes.
 LONGEST_BODY = 64 * 2**20
 
 _JSON = "application/json"
-_EVENTS = "text/event-stream"
 
 
 class MistralClient:
@@ -52,6 +52,7 @@ class MistralClient:
         self._timeouts = timeouts or Timeouts()
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._connector: Connector | None = None
         self._closed = False
         self._headers = {
             "accept-encoding": "identity",  # a compressor on the way would hold tokens back
@@ -92,8 +93,10 @@ class MistralClient:
         """
         started_at = asyncio.get_running_loop().time()
         body = _body(request, stream=True)
-        async with self._call("POST", "v1/chat/completions", body, _EVENTS, started_at) as response:
-            stream = ChatStream(response, choices=_choices(request), timeouts=self._timeouts, started_at=started_at)
+        async with self._call("POST", "v1/chat/completions", body, EVENTS, started_at) as response:
+            assert self._connector is not None, "the call was made through it"
+            tap, choices = self._connector.tap(response), _choices(request)
+            stream = ChatStream(response, tap, choices=choices, timeouts=self._timeouts, started_at=started_at)
             try:
                 yield stream
             finally:
@@ -154,8 +157,9 @@ class MistralClient:
         if self._closed:
             raise RuntimeError("this MistralClient is closed")
         if self._session is None:
+            self._connector = Connector(limit=self._connections)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections),
+                connector=self._connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect),
                 trust_env=False,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,14 @@ from msgspec import Raw
 from tramontane.errors import MistralError, Truncated, UpstreamTimeout
 from tramontane.mistral.answer import Answer
 from tramontane.mistral.choice import Delta
-from tramontane.mistral.failures import transport_error
 from tramontane.mistral.frames import Frames
 from tramontane.mistral.headers import CORRELATION_ID, RateHeaders, rate_headers
+from tramontane.mistral.tap import Tap
 
 #: Once the answer is whole, its end of body is waited for this long (seconds): it lets the connection serve again.
 LINGER = 1.0
+#: Bytes that may come while the reader does not wait for any; past them no more is read until it does.
+MOST_AHEAD = 256 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +45,50 @@ class ChatStream:
     """
 
     def __init__(
-        self, response: aiohttp.ClientResponse, *, choices: int, timeouts: Timeouts, started_at: float
+        self, response: aiohttp.ClientResponse, tap: Tap | None, *, choices: int, timeouts: Timeouts, started_at: float
     ) -> None:
         self.correlation_id: str | None = response.headers.get(CORRELATION_ID)
         self.rate: RateHeaders = rate_headers(response.headers)
         self._answer = Answer(choices)
-        self._body = response.content
         self._status = response.status
-        self._host = response.url.host or ""
         self._frames = Frames()
         self._ready: deque[Delta] = deque()
         self._failure: MistralError | None = None
         self._ended = False
         self._timeouts = timeouts
-        self._watch = _Watch(response.content, timeouts, started_at)
+        self._create_future = asyncio.get_running_loop().create_future
+        #: What the reader waits on; None while it does not wait.
+        self._waiter: asyncio.Future[None] | None = None
+        self._watch = _Watch(self.fail, timeouts, started_at)
+        self._tap = tap
+        #: Bytes that came since the reader last had to wait.
+        self._ahead = 0
+        if tap is None:
+            self.end()
+        else:
+            tap.into(self, chunked="transfer-encoding" in response.headers)
 
     def __aiter__(self) -> "ChatStream":
         return self
 
     async def __anext__(self) -> Delta:
-        while not self._ready:
+        ready, watch = self._ready, self._watch
+        while not ready:
             if self._failure is not None:
                 raise self._failure
             if self._ended:
                 raise StopAsyncIteration
-            await self._read()
-        return self._ready.popleft()
+            assert self._waiter is None, "a stream has one reader"
+            if self._ahead > MOST_AHEAD and self._tap is not None:
+                self._tap.resume()
+            self._ahead = 0
+            self._waiter = self._create_future()
+            watch.waiting_since = watch.now()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = watch.waiting_since = None
+        return ready.popleft()
 
     @property
     def finish_reason(self) -> str | None:
@@ -102,47 +123,49 @@ class ChatStream:
         """Stop the clocks. The connection is the client's to close."""
         self._watch.stop()
 
-    async def _read(self) -> None:
-        """Take in the next block that brings a frame, or the end."""
-        frame = False
-        self._watch.waiting_since = self._watch.now()
+    def feed(self, block: bytes) -> None:
+        """For the tap: the next bytes of the body."""
+        if self._ended:
+            return
+        answer, ready, watch = self._answer, self._ready, self._watch
         try:
-            while not frame and not self._ended:
-                block = await self._body.readany()
-                if block:
-                    frame = self._take(block)
-                else:
-                    self._end()
+            payloads = self._frames.feed(block)
+            for payload in payloads:
+                ready.extend(answer.feed(payload))
         except MistralError as error:
-            self._fail(error)
-        except (aiohttp.ClientError, OSError) as error:
-            limit = self._timeouts.connect
-            self._fail(transport_error(error, host=self._host, answering=True, connect=limit))
-        finally:
-            self._watch.waiting_since = None
-
-    def _take(self, block: bytes) -> bool:
-        payloads = self._frames.feed(block)
-        answer = self._answer
-        for payload in payloads:
-            self._ready.extend(answer.feed(payload))
+            self.fail(error)
+            return
         if answer.complete:
             # Past the finish_reason nothing can fail any more; what is left of the body only frees the connection.
-            self._watch.limit("silence", min(LINGER, self._timeouts.silence))
-        elif self._ready:
-            self._watch.limit("silence", self._timeouts.silence)
-        return bool(payloads)
+            watch.limit("silence", min(LINGER, self._timeouts.silence))
+        elif ready:
+            watch.limit("silence", self._timeouts.silence)
+        if ready:
+            self._wake()
+        elif payloads and watch.waiting_since is not None:
+            watch.waiting_since = watch.now()
+        self._ahead += len(block)
+        if self._ahead > MOST_AHEAD and ready and self._tap is not None:
+            self._tap.pause()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """For the tap: the body is over."""
+        if not self._ended and not self._answer.complete:
+            self.fail(Truncated("Mistral's stream ended without a finish_reason"))
         self._ended = True
-        if not self._answer.complete:
-            self._fail(Truncated("Mistral's stream ended without a finish_reason"))
+        self._wake()
 
-    def _fail(self, error: MistralError) -> None:
-        self._ended = True
-        if not self._answer.complete:
+    def fail(self, error: MistralError) -> None:
+        """For the tap and the clocks: the body will not come to its end."""
+        if not self._ended and not self._answer.complete:
             error.status, error.correlation_id = self._status, self.correlation_id
             self._failure = error
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class _Watch:
@@ -152,14 +175,14 @@ class _Watch:
     while a read waits, so a slow reader is not held against Mistral.
     """
 
-    __slots__ = ("_body", "_call_at", "_phase", "_seconds", "_started_at", "_timer", "_total", "now", "waiting_since")
+    __slots__ = ("_call_at", "_fail", "_phase", "_seconds", "_started_at", "_timer", "_total", "now", "waiting_since")
 
-    def __init__(self, body: aiohttp.StreamReader, timeouts: Timeouts, started_at: float) -> None:
+    def __init__(self, fail: Callable[[MistralError], None], timeouts: Timeouts, started_at: float) -> None:
         loop = asyncio.get_running_loop()
         self.now = loop.time
         #: When the read that waits now began to (`now` is the clock), None while none does.
         self.waiting_since: float | None = None
-        self._body = body
+        self._fail = fail
         self._call_at = loop.call_at
         self._started_at = started_at
         self._phase, self._seconds = "first_token", timeouts.first_token
@@ -195,4 +218,4 @@ class _Watch:
         self._timer = self._call_at(at, self._ring)
 
     def _end(self, phase: str, seconds: float) -> None:
-        self._body.set_exception(UpstreamTimeout(phase, seconds))
+        self._fail(UpstreamTimeout(phase, seconds))
