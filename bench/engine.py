@@ -21,8 +21,9 @@ from tramontane.appender import Appender, Draft
 from tramontane.ids import utc_now
 from tramontane.mistral import Delta
 from tramontane.models import Attempt, Ending, NewEvent, State
-from tramontane.runner import Runner, Transcript
+from tramontane.runner import Runner
 from tramontane.settings import Settings
+from tramontane.transcript import Transcript
 from tramontane.wire import encode
 
 CHUNKS = 10

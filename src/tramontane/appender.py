@@ -60,6 +60,12 @@ class Draft:
             await self._settled.wait()
         return rest
 
+    async def written(self) -> None:
+        """Wait until all that is ready is in the log, or refused."""
+        while (self._make is not None or self._batch is not None) and not self.lost:
+            self._settled.clear()
+            await self._settled.wait()
+
     def take(self) -> Batch | None:
         """The batch to append now: the one whose outcome is unknown, or a new one, or nothing."""
         if self._batch is None and (events := self._events()):

@@ -59,7 +59,7 @@ class Jobs:
         return job
 
     async def retry(self, key: JobKey) -> Submitted:
-        """A new job that asks the same as an ended one. Raises NotFound, JobNotEnded."""
+        """A new job that asks the same as an ended one, and tells the same callback. Raises NotFound, JobNotEnded."""
         job = await self._store.get(key)
         if not job.state.final:
             raise JobNotEnded(f"{show_id('job', key.id)} is {job.state}: only an ended job is retried")
@@ -79,6 +79,8 @@ class Jobs:
                 priority=job.priority,
                 metadata=job.metadata,
                 retry_of=key.id,
+                callback=await self._store.callback(key),
+                resume=job.resume,
             )
         )
 

@@ -56,6 +56,21 @@ class JobKey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Callback:
+    """Where a job's own events are told, checked and sealed."""
+
+    url: str
+    #: scheme://host:port, whose health all callbacks to it share.
+    origin: str
+    events: tuple[str, ...]
+    format: str = "default"
+    #: Encrypted; None for the server's default.
+    secret: bytes | None = None
+    #: A JSON object of custom headers, encrypted.
+    headers: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
     """A job as asked for, validated, before it is in the database."""
 
@@ -77,6 +92,9 @@ class NewJob:
     idempotency_key: str | None = None
     #: SHA-256 of what the caller sent under the key: another body under the same key is refused.
     idempotency_hash: bytes | None = None
+    callback: Callback | None = None
+    #: `auto`: a later attempt goes on with the text that is there, if it can. `never`: it starts from nothing.
+    resume: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,12 +145,13 @@ class Job:
     #: When it became final.
     completed_at: datetime | None
     failure: Failure | None
-    #: Mistral's usage as JSON, over the attempt that completed.
+    #: Mistral's usage as JSON, summed over all attempts that it reported one of.
     usage: str | None
     metadata: str | None
     retry_of: UUID | None
     #: When its events were deleted by retention; the result may still be there.
     events_pruned_at: datetime | None
+    resume: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +161,22 @@ class Attempt:
     job: Job
     entry_id: int
     request: bytes
+    #: None for the first.
+    past: "Past | None" = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Past:
+    """What the attempts before this one have left."""
+
+    #: Why there is another one: how the last of them ended.
+    reason: str
+    #: What readers were told of the answer: `chunk`, `tool` and `attempt` events, in order.
+    events: tuple["Event", ...] = ()
+    #: What Mistral reported of them, as JSON.
+    usages: tuple[bytes, ...] = ()
+    #: How many of them Mistral may have billed without saying so.
+    unreported: int = 0
 
 
 # Of these there is one per chunk: a Struct is made in a tenth of the time of a frozen dataclass.
@@ -188,7 +223,11 @@ class Ending:
     events: tuple[NewEvent, ...]
     #: The result object of the wire as JSON; None for a failed job.
     result: bytes | None = None
+    #: Over all attempts, and of this one.
     usage: str | None = None
+    own_usage: str | None = None
+    #: Mistral may have billed this attempt without saying so.
+    unreported: bool = False
     failure: Failure | None = None
     correlation_id: str | None = None
 
@@ -206,6 +245,8 @@ class Requeue:
     #: None for a planned hand-over, which counts as no failure.
     failure: Failure | None
     correlation_id: str | None = None
+    usage: str | None = None
+    unreported: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,6 +273,10 @@ class AttemptRecord:
     outcome: str
     failure: Failure | None = None
     correlation_id: str | None = None
+    #: As Mistral reported it, JSON; an attempt that was interrupted has most often none.
+    usage: str | None = None
+    #: Mistral may have billed it without saying so.
+    unreported: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,6 +288,8 @@ class WorkerInfo:
     heartbeat_seconds: float
     host: str
     pid: int
+    #: Deliveries that it sends at a time.
+    deliveries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,6 +36,8 @@ class JobShape(msgspec.Struct, rename="camel"):
     priority: int
     metadata: Raw
     result: Raw | UnsetType
+    #: What has been said so far, as long as that is all there is.
+    text: str | UnsetType
     error: ErrorShape | None
     usage: Raw
     head: int
@@ -59,6 +61,7 @@ class AttemptShape(msgspec.Struct, rename="camel"):
     ended_at: str | None
     error: ErrorShape | None
     correlation_id: str | None
+    usage: Raw
 
 
 class AcceptedShape(msgspec.Struct, rename="camel"):
@@ -73,7 +76,7 @@ class AcceptedShape(msgspec.Struct, rename="camel"):
 
 
 class ResultShape(msgspec.Struct, rename="camel"):
-    """`result` of a completed chat. `usage` and `completion` are Mistral's, untouched."""
+    """`result` of a completed chat. `completion` is Mistral's, with the whole text; `usage` is that of all attempts."""
 
     job_id: str
     request_id: str
@@ -82,6 +85,8 @@ class ResultShape(msgspec.Struct, rename="camel"):
     completed_at: str
     finish_reason: str
     completion: Raw
+    #: Attempts that Mistral may have billed without saying so; left out when there are none.
+    unreported_attempts: int | UnsetType = UNSET
 
 
 def encode(value: Any) -> bytes:
@@ -90,9 +95,13 @@ def encode(value: Any) -> bytes:
 
 
 def job_shape(
-    job: Job, *, result: bytes | UnsetType | None = UNSET, attempts: list[AttemptRecord] | UnsetType = UNSET
+    job: Job,
+    *,
+    result: bytes | UnsetType | None = UNSET,
+    text: str | UnsetType = UNSET,
+    attempts: list[AttemptRecord] | UnsetType = UNSET,
 ) -> JobShape:
-    """A job for the wire; `result` is JSON made at its end, or None while there is none."""
+    """A job for the wire; `result` is JSON made at its end, or None while there is none, and then there is `text`."""
     urls = job_urls(job)
     return JobShape(
         job_id=show_id("job", job.key.id),
@@ -106,6 +115,7 @@ def job_shape(
         priority=job.priority,
         metadata=_raw(job.metadata),
         result=_NULL if result is None else result if result is UNSET else Raw(result),
+        text=text,
         error=error_shape(job.failure),
         usage=_raw(job.usage),
         head=job.head,
@@ -166,6 +176,7 @@ def _attempt_shape(attempt: AttemptRecord) -> AttemptShape:
         ended_at=iso(attempt.ended_at) if attempt.ended_at else None,
         error=error_shape(attempt.failure),
         correlation_id=attempt.correlation_id,
+        usage=_raw(attempt.usage),
     )
 
 

@@ -143,6 +143,7 @@ class Worker:
             heartbeat_seconds=self._settings.heartbeat,
             host=socket.gethostname(),
             pid=os.getpid(),
+            deliveries=self._settings.webhook_concurrency,
         )
 
     async def _handle(self, entry: Entry) -> None:
@@ -188,11 +189,11 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours ends the attempt, not the worker
             log(logger, logging.ERROR, "attempt.broken", job=show_id("job", attempt.job.key.id), error=error)
-            return Failed(InternalError("a fault in Tramontane; its log tells more"), (), 0)
+            return Failed(InternalError("a fault in Tramontane; its log tells more"), 0, unreported=True)
 
     async def _conclude(self, attempt: Attempt, outcome: Ending | Failed) -> None:
         if isinstance(outcome, Failed) and may_retry(outcome.error, attempt.job.failures + 1, attempt.job.attempts):
-            await self._retry(attempt, outcome.error)
+            await self._retry(attempt, outcome)
             return
         ending = outcome if isinstance(outcome, Ending) else _failure(attempt, outcome)
         job = await self._end(ending)
@@ -201,12 +202,12 @@ class Worker:
         log(logger, logging.INFO, f"job.{job.state}", job=show_id("job", job.key.id), attempt=job.attempt, **failed)
         await self._call_hooks(job)
 
-    async def _retry(self, attempt: Attempt, error: TramontaneError) -> None:
-        job = attempt.job
+    async def _retry(self, attempt: Attempt, failed: Failed) -> None:
+        job, error = attempt.job, failed.error
         backoff = Backoff(kind="fixed" if job.backoff_kind == "fixed" else "exponential", delay=job.backoff_seconds)
         retry_after = getattr(error, "retry_after", None)
         seconds = delay(backoff, job.failures + 1, retry_after=retry_after, random=random.random())  # noqa: S311
-        await self._jobs.requeue(_requeue(attempt, _reason(error), error, seconds=seconds), utc_now())
+        await self._jobs.requeue(_requeue(attempt, _reason(error), failed, seconds=seconds), utc_now())
         shown = show_id("job", job.key.id)
         log(logger, logging.INFO, "job.retries", job=shown, code=error.code, seconds=round(seconds, 3))
 
@@ -246,21 +247,26 @@ def _failure(attempt: Attempt, failed: Failed) -> Ending:
         entry_id=attempt.entry_id,
         state=State.FAILED,
         at=utc_now(),
-        events=(*failed.rest, NewEvent("error", error_body(failure, length=failed.length))),
+        events=(NewEvent("error", error_body(failure, length=failed.length)),),
+        usage=failed.usage,
+        own_usage=failed.own_usage,
+        unreported=failed.unreported,
         failure=failure,
         correlation_id=getattr(error, "correlation_id", None),
     )
 
 
-def _requeue(attempt: Attempt, reason: str, error: TramontaneError | None, *, seconds: float) -> Requeue:
+def _requeue(attempt: Attempt, reason: str, failed: Failed | None, *, seconds: float) -> Requeue:
     return Requeue(
         key=attempt.job.key,
         attempt=attempt.job.attempt,
         entry_id=attempt.entry_id,
         run_at=utc_now() + timedelta(seconds=seconds),
         reason=reason,
-        failure=_failure_of(error) if error else None,
-        correlation_id=getattr(error, "correlation_id", None),
+        failure=_failure_of(failed.error) if failed else None,
+        correlation_id=getattr(failed and failed.error, "correlation_id", None),
+        usage=failed.own_usage if failed else None,
+        unreported=failed is None or failed.unreported,
     )
 
 

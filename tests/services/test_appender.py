@@ -165,11 +165,12 @@ async def test_a_draft_that_is_refused_is_told_once_and_the_others_go_on(
     assert await texts(lives, good.key) == ["fine"]
 
 
+@pytest.mark.parametrize("body", [b"this is no JSON", b'{}\x1e{"content":"another\'s"}', b'{"content":"\x1e"}'])
 async def test_text_that_the_log_cannot_take_ends_its_own_attempt_and_no_other(
-    lives: Lives, events: Events, appender: Appender
+    lives: Lives, events: Events, appender: Appender, body: bytes
 ) -> None:
     bad, good = Text(await lives.running(), appender), Text(await lives.running(), appender)
-    bad.draft.grow(1, lambda: [NewEvent("chunk", b"this is no JSON")])
+    bad.draft.grow(1, lambda: [NewEvent("chunk", body)])
     good.say("fine")
     async with in_the_background(appender.run()):
         await events.called.wait()
@@ -177,6 +178,7 @@ async def test_text_that_the_log_cannot_take_ends_its_own_attempt_and_no_other(
         await bad.draft.settle()
     assert (bad.lost, good.lost) == (1, 0)
     assert await texts(lives, good.key) == ["fine"]
+    assert await texts(lives, bad.key) == []
 
 
 async def test_upstream_waits_when_it_is_far_ahead_of_the_log(lives: Lives, events: Events, appender: Appender) -> None:

@@ -267,7 +267,7 @@ async def test_an_attempt_over_its_time_is_cut_and_keeps_its_text(
     assert (error["len"], error["partial"]) == (len(text), True)
 
 
-async def test_a_stream_without_a_finish_reason_is_started_again(
+async def test_a_short_stream_without_a_finish_reason_is_started_again(
     opened: Opener, lives: Lives, simulator: Simulator
 ) -> None:
     simulator.script(Behaviour(end_after=3))

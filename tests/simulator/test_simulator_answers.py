@@ -248,3 +248,17 @@ async def test_a_prompt_cache_key_saves_blocks_of_64_tokens(simulator: Simulator
 
     cached = [reply.json["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
     assert cached == [0, 320, 0, 0]
+
+
+def test_a_stop_string_that_is_noticed_late_has_been_begun() -> None:
+    late = Behaviour(stops="late")
+
+    assert ask("Say: one two three four", stop="two three").content == "one "
+    assert ask("Say: one two three four", stop="two three", behaviour=late).content == "one two"
+    assert ask("Say: one two three four", stop="thr", behaviour=late).content == "one two"
+    assert ask("Say: one two three four", stop="five", behaviour=late).content == "one two three four"
+
+
+def test_what_follows_a_prefix_does_not_show_the_stop_string_that_began_before_it() -> None:
+    answer = ask("Say: one two three four", stop="two three", prefix="one two")
+    assert answer.content == "one two three four"

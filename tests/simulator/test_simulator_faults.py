@@ -209,3 +209,17 @@ async def test_a_taken_port_is_one_clear_line(simulator: Simulator) -> None:
 
     with pytest.raises(ConfigurationError, match=rf"^the simulator cannot listen on 127\.0\.0\.1:{port}: .*in use"):
         await Simulator(port=port).__aenter__()
+
+
+async def test_a_torn_chunk_breaks_off_within_its_frame(simulator: Simulator) -> None:
+    async with chatting(simulator) as chat:
+        reply = await chat(stream=True, how="torn_after=3")
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await chat(how="torn_after=3")
+
+    *whole, torn = reply.body.split(b"\n\n")
+    assert len(whole) == 3
+    assert torn.startswith(b"data: {")
+    assert not torn.endswith(b"}")
+    assert isinstance(reply.broken, aiohttp.ClientPayloadError)
+    assert [call.outcome for call in simulator.ledger] == ["cut", "cut"]

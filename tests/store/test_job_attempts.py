@@ -13,7 +13,7 @@ from tramontane import queue
 from tramontane.database import Database
 from tramontane.errors import AttemptLost, NotFound
 from tramontane.ids import new_id
-from tramontane.models import Attempt, Failure, JobKey, NewEvent, State
+from tramontane.models import Attempt, Failure, JobKey, NewEvent, Past, State
 from tramontane.store import JobStore
 
 
@@ -152,19 +152,18 @@ async def test_a_take_over_wakes_admission(lives: Lives, any_database: Database)
         await connection.close()
 
 
-async def test_a_later_attempt_says_so_in_the_log_and_why(lives: Lives) -> None:
+async def test_a_later_attempt_is_told_what_the_earlier_ones_have_left_and_says_nothing_by_itself(lives: Lives) -> None:
     first = await lives.running()
-    await lives.events.append([batch(first, 1, chunk("half"))], T0)
+    told = (chunk("half"), NewEvent("tool", b"{}"), NewEvent("attempt", b'{"mode":"restart","keep":2}'))
+    await lives.events.append([batch(first, 1, *told)], T0)
     await lives.take_over(first)
     await lives.limits.admit(at(1))
     second = await lives.start(first.job.key, now=at(1))
     assert (second.job.attempt, second.job.started_at) == (2, T0)
-    assert [(event.type, event.attempt) for event in await lives.log(first.job.key)] == [
-        ("start", 1),
-        ("chunk", 1),
-        ("attempt", 2),
-    ]
-    assert await lives.last_body(first.job.key) == {"mode": "restart", "keep": 0, "reason": "worker_lost"}
+    start, *left = await lives.log(first.job.key)
+    assert (start.type, second.job.head, first.past) == ("start", 4, None)
+    assert [event.type for event in left] == ["chunk", "tool", "attempt"]
+    assert second.past == Past(reason="worker_lost", events=tuple(left), usages=(), unreported=1)
 
 
 @pytest.mark.parametrize(("failure", "reason"), [(UNAVAILABLE, "upstream"), (None, "handover")])
@@ -174,8 +173,29 @@ async def test_the_reason_of_an_attempt_is_how_the_one_before_it_ended(
     first = await lives.running()
     await lives.jobs.requeue(requeue(first, T0, failure), T0)
     await lives.limits.admit(T0)
-    await lives.start(first.job.key)
-    assert (await lives.last_body(first.job.key))["reason"] == reason
+    second = await lives.start(first.job.key)
+    assert second.past is not None
+    assert second.past.reason == reason
+
+
+async def test_usage_is_kept_by_attempt_and_summed_up_when_the_last_worker_is_lost(lives: Lives) -> None:
+    first = await lives.running(attempts=2)
+    given = dataclasses.replace(requeue(first, T0), usage='{"total_tokens": 5}')
+    await lives.jobs.requeue(given, T0)
+    await lives.limits.admit(T0)
+    second = await lives.start(first.job.key)
+    assert second.past == Past(reason="upstream", usages=(b'{"total_tokens": 5}',), unreported=0)
+    await lives.take_over(second)
+    job = await lives.jobs.get(first.job.key)
+    assert (job.state, job.usage) == (State.FAILED, '{"total_tokens": 5}')
+    records = await lives.jobs.attempts(job.key)
+    assert [(record.usage, record.unreported) for record in records] == [('{"total_tokens": 5}', False), (None, True)]
+
+
+async def test_whether_a_job_is_resumed_is_the_jobs_own(lives: Lives) -> None:
+    [job, other] = await lives.submit(new_job(resume="never"), new_job())
+    assert (job.resume, other.resume) == ("never", "auto")
+    assert (await lives.jobs.get(job.key)).resume == "never"
 
 
 async def test_a_job_that_crashes_its_workers_fails_after_its_attempts(lives: Lives) -> None:
@@ -190,7 +210,7 @@ async def test_a_job_that_crashes_its_workers_fails_after_its_attempts(lives: Li
     assert (job.state, job.failures, job.completed_at) == (State.FAILED, 2, at(20))
     assert job.failure is not None
     assert (job.failure.code, job.failure.retryable) == ("interrupted", True)
-    assert await lives.types(job.key) == ["start", "attempt", "chunk", "error"]
+    assert await lives.types(job.key) == ["start", "chunk", "error"]
     body = await lives.last_body(job.key)
     assert (body["code"], body["partial"], body["len"], body["final"]) == ("interrupted", True, 9, True)
     assert [record.outcome for record in await lives.jobs.attempts(job.key)] == ["lost", "failed"]
@@ -286,7 +306,7 @@ async def test_two_attempts_of_one_job_in_one_group_of_endings_are_told_apart(li
     assert not isinstance(new, AttemptLost)
     assert new.state == State.COMPLETED
     assert (await lives.jobs.contents(live.job.key)).result == b'{"of":"the living"}'
-    assert await lives.types(live.job.key) == ["start", "attempt", "complete"]
+    assert await lives.types(live.job.key) == ["start", "complete"]
 
 
 async def test_a_connection_killed_in_the_middle_of_an_ending_leaves_all_as_it_was(

@@ -75,7 +75,7 @@ async def test_a_running_job_is_cancelled_and_its_worker_is_told(lives: Lives, a
     assert [record.outcome for record in await lives.jobs.attempts(job.key)] == ["cancelled"]
 
 
-async def test_the_length_at_a_cancel_counts_the_visible_attempt_alone(lives: Lives) -> None:
+async def test_the_length_at_a_cancel_is_that_of_the_visible_text(lives: Lives) -> None:
     first = await lives.running()
     await lives.events.append([batch(first, 1, chunk("so much text"))], T0)
     await lives.jobs.requeue(requeue(first, T0), T0)
@@ -83,10 +83,12 @@ async def test_the_length_at_a_cancel_counts_the_visible_attempt_alone(lives: Li
     await lives.events.append([batch(waiting, 1, chunk("a"), chunk("b", off=1))], T0)
     await lives.jobs.requeue(requeue(waiting, at(50)), T0)
     await lives.limits.admit(T0)
-    await lives.start(first.job.key)
+    second = await lives.start(first.job.key)
+    cut = NewEvent("attempt", b'{"mode":"restart","keep":3,"reason":"upstream"}')
+    await lives.events.append([batch(second, 1, cut)], T0)
     await lives.jobs.cancel(first.job.key, at(1))
     await lives.jobs.cancel(waiting.job.key, at(1))
-    assert (await lives.last_body(first.job.key))["len"] == 0
+    assert (await lives.last_body(first.job.key))["len"] == 3
     # Readers still see the text of the attempt that failed.
     assert (await lives.last_body(waiting.job.key))["len"] == 2
 

@@ -100,6 +100,7 @@ def test_a_failed_job_has_its_error_and_its_attempts() -> None:
             "endedAt": None,
             "error": {"code": "timeout", "message": "too slow", "retryable": True},
             "correlationId": None,
+            "usage": None,
         }
     ]
 

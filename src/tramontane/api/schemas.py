@@ -7,13 +7,15 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Raw
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 
+from tramontane.callbacks import Callbacks
 from tramontane.errors import InvalidInput, InvalidJSON, NotSupported
 from tramontane.ids import new_id, show_id
-from tramontane.models import JobKey, NewJob
+from tramontane.models import Callback, JobKey, NewJob
 from tramontane.settings import Settings, seconds
+from tramontane.webhooks.messages import ENDINGS
 
 DEFAULT_MODEL: Final = "mistral-small-latest"
 
@@ -21,8 +23,10 @@ DEFAULT_MODEL: Final = "mistral-small-latest"
 _BRANCHES: Final = frozenset(
     {"str", "float", "int", "bool", "list[str]", "list[any]", "dict[str,any]", "list[dict[str,any]]"}
 )
+#: Fields of the short form that are not Mistral's.
+_OURS: Final = ("requestId", "callback")
 #: Fields of the contract that are not built yet: refused by name, never accepted and ignored.
-_NOT_BUILT: Final = ("callback", "deadline", "lane", "resume", "onDisconnect")
+_NOT_BUILT: Final = ("deadline", "lane", "onDisconnect")
 
 
 def _plain(text: str) -> str:
@@ -97,12 +101,32 @@ class ChatRequest(BaseModel):
     safe_prompt: bool | None = None
 
 
+class CallbackForm(BaseModel):
+    """Where the job's own events are told, when a URL alone does not say enough."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    events: list[str] | None = None
+    secret: str | None = None
+    headers: dict[str, str] | None = None
+    format: Literal["default", "thin"] = "default"
+
+
+def _form_of(callback: object) -> object:
+    return {"url": callback} if isinstance(callback, str) else callback
+
+
+AnyCallback = Annotated[CallbackForm, BeforeValidator(_form_of, json_schema_input_type=str | CallbackForm)]
+
+
 class ShortForm(ChatRequest):
-    """The seed's body: Mistral's chat request itself, with `requestId` beside it."""
+    """The seed's body: Mistral's chat request itself, with `requestId` and `callback` beside it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     requestId: PlainText | None = None  # noqa: N815 - the wire's name
+    callback: AnyCallback | None = None
 
 
 class BackoffForm(BaseModel):
@@ -122,11 +146,13 @@ class LongForm(BaseModel):
     kind: Literal["chat"] = "chat"
     request: ChatRequest
     requestId: PlainText | None = None  # noqa: N815
+    callback: AnyCallback | None = None
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
     runAt: Annotated[AwareDatetime, AfterValidator(_utc)] | None = None  # noqa: N815
     attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     backoff: BackoffForm | None = None
     timeout: Duration | None = None
+    resume: Literal["auto", "never"] = "auto"
     metadata: Annotated[dict[PlainText, PlainText], Field(max_length=32)] | None = None
 
 
@@ -141,10 +167,19 @@ BODY_SCHEMA: Final = {
 }
 
 
-def new_job(body: bytes, settings: Settings, *, tenant: str, idempotency_key: str | None, now: datetime) -> NewJob:
+def new_job(
+    body: bytes,
+    settings: Settings,
+    *,
+    tenant: str,
+    idempotency_key: str | None,
+    now: datetime,
+    callbacks: Callbacks | None = None,
+) -> NewJob:
     """A validated job from a body in either form. Mistral's own part keeps its bytes.
 
-    Raises InvalidJSON, NotSupported, and InvalidInput naming the field.
+    callbacks: makes the job's callback; without it that is checked for its shape alone, and left out.
+    Raises InvalidJSON, NotSupported, CallbackBlocked, and InvalidInput naming the field.
     """
     fields = _fields(body)
     if "kind" in fields or "request" in fields:
@@ -154,8 +189,8 @@ def new_job(body: bytes, settings: Settings, *, tenant: str, idempotency_key: st
         chat = form.request
     else:
         chat = _validate(ShortForm, body)
-        request = Raw(msgspec.json.encode({name: raw for name, raw in fields.items() if name != "requestId"}))
-        own = LongForm.model_construct(request=chat, requestId=chat.requestId)
+        request = Raw(msgspec.json.encode({name: raw for name, raw in fields.items() if name not in _OURS}))
+        own = LongForm.model_construct(request=chat, requestId=chat.requestId, callback=chat.callback)
     backoff = own.backoff or BackoffForm.model_construct(delay=settings.backoff * 1000)
     return NewJob(
         key=JobKey(tenant=tenant, id=new_id()),
@@ -169,10 +204,17 @@ def new_job(body: bytes, settings: Settings, *, tenant: str, idempotency_key: st
         timeout_seconds=float(own.timeout or settings.job_timeout),
         run_at=max(own.runAt, now) if own.runAt else now,
         priority=own.priority,
+        resume=own.resume,
         metadata=msgspec.json.encode(own.metadata).decode() if own.metadata else None,
         idempotency_key=idempotency_key,
         idempotency_hash=_hash(body) if idempotency_key else None,
+        callback=_callback(own.callback, callbacks) if own.callback is not None and callbacks else None,
     )
+
+
+def _callback(form: CallbackForm, callbacks: Callbacks) -> Callback:
+    events = ENDINGS if form.events is None else tuple(form.events)
+    return callbacks.make(form.url, events=events, secret=form.secret, headers=form.headers, format=form.format)
 
 
 def read_idempotency_key(text: str | None) -> str | None:

@@ -9,6 +9,7 @@
 import random
 import re
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -65,7 +66,8 @@ def compose(request: ChatRequest, behaviour: Behaviour, seed: int, index: int) -
     if name:
         answer = Answer(tool_call=_tool_call(name, request, chance), finish_reason="tool_calls")
     else:
-        answer = _limited(_stopped(_said(request, behaviour, chance), request.stop), request.max_tokens)
+        answer = _said(request, behaviour, chance)
+        answer = _limited(_stopped(answer, request.stop, late=behaviour.stops == "late"), request.max_tokens)
     return replace(answer, finish_reason=behaviour.finish_reason or answer.finish_reason)
 
 
@@ -132,10 +134,16 @@ def _echo(prefix: str, manner: str) -> tuple[str, ...]:
             return (prefix,) if prefix else ()
 
 
-def _stopped(answer: Answer, stop: tuple[str, ...]) -> Answer:
+def _stopped(answer: Answer, stop: tuple[str, ...], *, late: bool) -> Answer:
     text = "".join(answer.text)
-    found = [at for at in (text.find(word) for word in stop) if at >= 0]
-    return replace(answer, text=tuple(prose.tokens_of(text[: min(found)]))) if found else answer
+    found = [(at, at + len(word)) for word in stop if (at := text.find(word)) >= 0]
+    if not found:
+        return answer
+    start, end = min(found)
+    if not late:
+        return replace(answer, text=tuple(prose.tokens_of(text[:start])))
+    ends = accumulate(len(token) for token in answer.text)
+    return replace(answer, text=tuple(token for token, at in zip(answer.text, ends, strict=True) if at < end))
 
 
 def _limited(answer: Answer, max_tokens: int | None) -> Answer:

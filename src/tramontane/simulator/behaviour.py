@@ -17,7 +17,7 @@ from tramontane.errors import InvalidInput
 HEADER = "x-simulator"
 
 #: An answer can go wrong in one place only, so at most one of these is set.
-FAULTS = ("cut_after", "end_after", "silence_after", "malformed_after", "error_after")
+FAULTS = ("cut_after", "torn_after", "end_after", "silence_after", "malformed_after", "error_after")
 
 _FLAGS = {"true": True, "yes": True, "1": True, "": True, "false": False, "no": False, "0": False}
 
@@ -100,6 +100,7 @@ class Behaviour:
     zero_allowance: bool = _knob(False, _flag, "429 with a limit of 0: this key may never use this model")
 
     cut_after: int | None = _knob(None, _COUNT, "abort the connection after n chunks; 0: before the headers")
+    torn_after: int | None = _knob(None, _COUNT, "abort the connection within the chunk that follows n chunks")
     end_after: int | None = _knob(None, _COUNT, "end the body cleanly after n chunks, without finish_reason and [DONE]")
     silence_after: int | None = _knob(None, _COUNT, "send n chunks, then nothing more")
     malformed_after: int | None = _knob(None, _COUNT, "send n chunks, then half a JSON object")
@@ -112,6 +113,9 @@ class Behaviour:
     deprecated: bool = _knob(False, _flag, "send x-model-deprecation-timestamp")
 
     echo: str = _knob("whole", _word("whole", "split", "none", "altered"), "how a prefix is said again")
+    stops: str = _knob(
+        "whole", _word("whole", "late"), "a stop string is noticed before its first token is sent, or at its last one"
+    )
     tool_calls: str = _knob("whole", _word("whole", "fragments"), "how a stream brings a tool call")
     content: str = _knob("text", _word("text", "parts"), "content of chunks: strings, or lists of typed parts")
 

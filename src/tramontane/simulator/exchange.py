@@ -148,7 +148,7 @@ class Exchange:
         while made < end:
             made = min(await _due(behaviour, start, made), end)
             self._note(completion_tokens=made)
-        if struck and fault == "cut_after":
+        if struck and fault in ("cut_after", "torn_after"):
             return self._cut(web.Response())
         if struck and fault == "silence_after":
             await asyncio.Event().wait()
@@ -167,7 +167,9 @@ class Exchange:
         await response.prepare(self._request)
         self._note(status=200)
         await self._send(response, planned[:after], behaviour)
-        if struck and fault == "cut_after":
+        if struck and fault == "torn_after":
+            await _write(response, planned[after].data[: len(planned[after].data) // 2], behaviour)
+        if struck and fault in ("cut_after", "torn_after"):
             return self._cut(response)
         if struck and fault == "silence_after":
             await asyncio.Event().wait()

@@ -9,6 +9,9 @@ from tramontane.store.statements import Statements
 
 SQL = Statements("events")
 
+#: ASCII's record separator; inside JSON it is always escaped.
+_SEPARATOR = "\x1e"
+
 
 class EventStore:
     """Verbs about events. Each is one transaction."""
@@ -55,6 +58,22 @@ class EventStore:
             events.setdefault(JobKey(tenant=row["tenant_id"], id=row["job_id"]), []).append(event_from(row))
         return events
 
+    async def history(self, key: JobKey, after: int, *, limit: int) -> list[Event]:
+        """The next events of one job, at most `limit`: for readers that have much to read."""
+        row = await self._pool.fetchrow(SQL.history, key.tenant, key.id, after, limit)
+        if row is None or row["first"] is None:
+            return []
+        columns = (row[name].split(_SEPARATOR) for name in ("attempts", "types", "bodies"))
+        return [  # their numbers are dense
+            Event(seq=seq, attempt=int(attempt), type=type_, body=body.encode())
+            for seq, (attempt, type_, body) in enumerate(zip(*columns, strict=True), row["first"])
+        ]
+
+    async def told(self, key: JobKey, *, head: int, types: Sequence[str]) -> list[Event]:
+        """The events of some types up to the one numbered `head`, in order."""
+        rows = await self._pool.fetch(SQL.told_until, key.tenant, key.id, head, list(types))
+        return [event_from(row) for row in rows]
+
     async def gone(self, keys: Sequence[JobKey]) -> list[JobKey]:
         """Those of `keys` whose events were deleted by retention or erasure."""
         rows = await self._pool.fetch(SQL.gone, [key.tenant for key in keys], [key.id for key in keys]) if keys else []
@@ -66,16 +85,24 @@ class EventStore:
         return count
 
 
-def _columns(batches: Sequence[Batch]) -> tuple[list[object], ...]:
-    # Every element of every array is looked at by the driver: events name their batch by its place, and nothing else.
-    events = [(place, event) for place, batch in enumerate(batches, 1) for event in batch.events]
-    return (
-        [batch.key.tenant for batch in batches],
-        [batch.key.id for batch in batches],
-        [batch.attempt for batch in batches],
-        [batch.number for batch in batches],
-        [len(batch.events) for batch in batches],
-        [place for place, _ in events],
-        [event.type for _, event in events],
-        [event.body.decode() for _, event in events],
-    )
+def _columns(batches: Sequence[Batch]) -> list[str]:
+    # Each column is one text, taken apart in SQL: of an array the driver would look at every element.
+    # Events name their batch by its place, and nothing else.
+    events = [(str(place), event) for place, batch in enumerate(batches, 1) for event in batch.events]
+    return [
+        _column([batch.key.tenant for batch in batches]),
+        _column([str(batch.key.id) for batch in batches]),
+        _column([str(batch.attempt) for batch in batches]),
+        _column([str(batch.number) for batch in batches]),
+        _column([str(len(batch.events)) for batch in batches]),
+        _column([place for place, _ in events]),
+        _column([event.type for _, event in events]),
+        _column([event.body.decode() for _, event in events]),
+    ]
+
+
+def _column(values: list[str]) -> str:
+    text = _SEPARATOR.join(values)
+    if values and text.count(_SEPARATOR) != len(values) - 1:
+        raise ValueError("an event holds a control character that no JSON may hold")
+    return text

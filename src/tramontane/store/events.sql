@@ -2,7 +2,9 @@
 -- One statement for all jobs of a process. Locks in job order, so two processes cannot block each other crosswise.
 -- What does not come back has either this batch already or lost its fence.
 WITH given AS (
-    SELECT * FROM unnest($1::text[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[]) WITH ORDINALITY
+    SELECT * FROM unnest(string_to_array($1, E'\x1e'), string_to_array($2, E'\x1e')::uuid[],
+                         string_to_array($3, E'\x1e')::integer[], string_to_array($4, E'\x1e')::integer[],
+                         string_to_array($5, E'\x1e')::integer[]) WITH ORDINALITY
                AS g (tenant_id, job_id, attempt, batch, count, place)
 ), fenced AS (
     SELECT j.tenant_id, j.id, j.attempt, g.batch, g.count
@@ -19,7 +21,8 @@ WITH given AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
     SELECT a.tenant_id, a.id, a.base + e.position, a.attempt, e.type, e.body::json, $9
       FROM (SELECT *, row_number() OVER (PARTITION BY batch ORDER BY place) AS position
-              FROM unnest($6::integer[], $7::text[], $8::text[]) WITH ORDINALITY AS v (batch, type, body, place)) AS e
+              FROM unnest(string_to_array($6, E'\x1e')::integer[], string_to_array($7, E'\x1e'),
+                          string_to_array($8, E'\x1e')) WITH ORDINALITY AS v (batch, type, body, place)) AS e
       JOIN given g ON g.place = e.batch
       JOIN advanced a ON a.tenant_id = g.tenant_id AND a.id = g.job_id AND a.attempt = g.attempt
 ), hint AS (
@@ -46,6 +49,21 @@ SELECT e.tenant_id, e.job_id, e.seq, e.attempt, e.type, e.body::text AS body
      ORDER BY v.seq LIMIT $4
  ) e
  ORDER BY e.job_id, e.seq
+
+-- name: history
+-- The next events of one job as three texts: of single rows the driver would look at every value.
+SELECT min(e.seq) AS first,
+       string_agg(e.attempt::text, E'\x1e' ORDER BY e.seq) AS attempts,
+       string_agg(e.type, E'\x1e' ORDER BY e.seq) AS types,
+       string_agg(e.body::text, E'\x1e' ORDER BY e.seq) AS bodies
+  FROM (SELECT seq, attempt, type, body FROM events
+         WHERE tenant_id = $1 AND job_id = $2 AND seq > $3 ORDER BY seq LIMIT $4) AS e
+
+-- name: told_until
+-- What was told of an answer up to an event.
+SELECT seq, attempt, type, body::text AS body FROM events
+ WHERE tenant_id = $1 AND job_id = $2 AND seq <= $3 AND type = ANY ($4::text[])
+ ORDER BY seq
 
 -- name: gone
 SELECT g.tenant_id, g.id

@@ -1,21 +1,24 @@
 """The life of a job as verbs. Each is one transaction, and each write of an attempt is fenced by its number."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from tramontane import queue
+from tramontane import continuity, queue
 from tramontane.errors import AttemptLost, IdempotencyMismatch, Interrupted, JobNotEnded, NotFound
 from tramontane.ids import iso, show_id
 from tramontane.listener import OUTAGES
 from tramontane.models import (
     Attempt,
     AttemptRecord,
+    Callback,
     Ending,
     Failure,
     Job,
@@ -23,18 +26,23 @@ from tramontane.models import (
     JobKey,
     NewEvent,
     NewJob,
+    Past,
     Requeue,
     State,
     Submitted,
 )
 from tramontane.store.limits import admit
-from tramontane.store.rows import Connection, Pool, attempt_from, job_from, key_from
+from tramontane.store.messages import START_ALLOWANCE, START_HEALTH, origin_id, publish
+from tramontane.store.pasts import read_pasts
+from tramontane.store.rows import Connection, Pool, attempt_from, callback_from, job_from, key_from
 from tramontane.store.statements import Statements
+from tramontane.webhooks import messages
 from tramontane.wire import error_body, utf16_length
 
 SQL = Statements("jobs")
 
 _CANCELLED = "the job was cancelled"
+_NO_RESULTS: Final[Mapping[UUID, bytes | None]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +58,14 @@ _Earlier = dict[JobKey | tuple[str, str], tuple[Job, bytes | None]]
 
 
 class JobStore:
-    """Verbs about jobs."""
+    """Verbs about jobs. What webhooks tell of them is written in the same transactions.
 
-    def __init__(self, pool: Pool) -> None:
+    public_url: of this server, for the links in webhooks.
+    """
+
+    def __init__(self, pool: Pool, *, public_url: str = "") -> None:
         self._pool = pool
+        self._public_url = public_url
 
     async def submit(self, jobs: Sequence[NewJob], now: datetime) -> list[Submitted | IdempotencyMismatch]:
         """Write new jobs, and admit what may run at once; all of it is durable on return.
@@ -66,6 +78,8 @@ class JobStore:
             inserted = {row["id"]: job_from(row) for row in rows}
             earlier = await self._earlier([job for job in jobs if job.key.id not in inserted], connection)
             if inserted:
+                if with_callback := [job for job in jobs if job.callback and job.key.id in inserted]:
+                    await connection.execute(SQL.insert_callbacks, *_callback_columns(with_callback), now)
                 admission = await admit(connection, now, wait=False)
                 if len(admission.admitted) < len(inserted):
                     await connection.execute("SELECT pg_notify('tramontane_admission', '')")
@@ -96,6 +110,11 @@ class JobStore:
             raise _not_found(key)
         return Contents(request=row["request"].encode(), result=row["result"] and row["result"].encode())
 
+    async def callback(self, key: JobKey) -> Callback | None:
+        """Where the job's own events go."""
+        row = await self._pool.fetchrow(SQL.get_callback, key.tenant, key.id)
+        return row and callback_from(row)
+
     async def find(self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
         """Jobs that match, newest first, from before a cursor."""
         texts = (wanted.kind, wanted.model, wanted.request_id, *itertools.chain.from_iterable(wanted.metadata))
@@ -124,7 +143,7 @@ class JobStore:
     async def start(
         self, entries: Sequence[queue.Entry], *, worker_id: UUID, now: datetime
     ) -> list[Attempt | Exception | None]:
-        """Begin an attempt for each entry: the fence rises, and the log says `start`, or `attempt` for a later one.
+        """Begin an attempt for each entry: the fence rises. The log says `start`; a later attempt speaks for itself.
 
         None stands where there is nothing to run: the job has ended, is gone, or was running. In the last case its
         worker is lost; the crash counts as a failure, and the job waits for admission again or, its attempts spent,
@@ -133,8 +152,15 @@ class JobStore:
         """
         tenants, ids = [entry.key.tenant for entry in entries], [entry.key.id for entry in entries]
         arguments = (tenants, ids, [entry.id for entry in entries], worker_id, now, iso(now))
-        rows = {row["entry_id"]: row for row in await self._pool.fetch(SQL.start_jobs, *arguments)}
-        return [_attempt(rows[entry.id]) if entry.id in rows else await self._clear(entry, now) for entry in entries]
+        async with self._pool.acquire() as connection, connection.transaction():
+            rows = {row["entry_id"]: row for row in await connection.fetch(SQL.start_jobs, *arguments)}
+            first = [row for row in rows.values() if row["attempt"] == 1]
+            await self._tell(connection, "started", first, now)
+            pasts = await read_pasts(connection, [key_from(row) for row in rows.values() if row["attempt"] > 1])
+        return [
+            _attempt(rows[entry.id], pasts.get(entry.key)) if entry.id in rows else await self._clear(entry, now)
+            for entry in entries
+        ]
 
     async def _clear(self, entry: queue.Entry, now: datetime) -> Exception | None:
         """An entry that starts nothing goes; if it was running, its attempt is given up."""
@@ -142,7 +168,7 @@ class JobStore:
             async with self._pool.acquire() as connection, connection.transaction():
                 row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
                 if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
-                    await _give_up(connection, job_from(row), entry.id, now)
+                    await self._give_up(connection, job_from(row), entry.id, now)
                 await queue.remove(connection, [entry.id])
         except OUTAGES as error:
             return error
@@ -155,7 +181,7 @@ class JobStore:
         lost: it finds its own ending and returns it.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            rows = await connection.fetch(SQL.end_jobs, *_ending_columns(endings))
+            rows = await self._end(connection, endings)
             jobs = {(job.key, job.attempt): job for job in map(job_from, rows)}
             for ending in endings:
                 if (ending.key, ending.attempt) not in jobs:
@@ -166,6 +192,37 @@ class JobStore:
             if ended:
                 await queue.remove(connection, ended)
         return [jobs.get((ending.key, ending.attempt)) or _overtaken(ending.key, ending.attempt) for ending in endings]
+
+    async def _end(self, connection: Connection, endings: Sequence[Ending]) -> list[asyncpg.Record]:
+        rows = await connection.fetch(SQL.end_jobs, *_ending_columns(endings))
+        results = {ending.key.id: ending.result for ending in endings}
+        for state in (State.COMPLETED, State.FAILED):
+            await self._tell(connection, state, [row for row in rows if row["state"] == state], None, results)
+        return rows
+
+    async def _tell(
+        self,
+        connection: Connection,
+        verb: str,
+        rows: Sequence[asyncpg.Record],
+        now: datetime | None,
+        results: Mapping[UUID, bytes | None] = _NO_RESULTS,
+    ) -> None:
+        """What webhooks say of jobs that have just changed; when they ended, that was the time."""
+        told = [job_from(row) for row in rows if row["told"]]
+        await publish(
+            connection,
+            [
+                messages.of_job(
+                    job,
+                    verb,
+                    now or job.completed_at or job.created_at,
+                    result=results.get(job.key.id),
+                    public_url=self._public_url,
+                )
+                for job in told
+            ],
+        )
 
     async def requeue(self, requeue: Requeue, now: datetime) -> Job:
         """Give a job back: it waits until `run_at`, and its queue entry goes in the same transaction.
@@ -193,6 +250,7 @@ class JobStore:
             body = error_body(failure, length=length)
             row = await connection.fetchrow(SQL.cancel_job, key.tenant, key.id, now, _CANCELLED, body.decode())
             assert row is not None
+            await self._tell(connection, "cancelled", [row], now)
             if row["entry_id"] is not None:
                 await queue.cancel(connection, row["entry_id"])
         return job_from(row)
@@ -213,40 +271,49 @@ class JobStore:
                 if row is None or (row["state"], row["attempt"]) != (rows[key]["state"], rows[key]["attempt"]):
                     continue
                 if row["state"] == State.RUNNING:
-                    await _give_up(connection, job_from(row), row["entry_id"], now)
+                    await self._give_up(connection, job_from(row), row["entry_id"], now)
                 else:
                     await connection.execute(SQL.readmit_job, key.tenant, key.id)
         return len(orphans)
+
+    async def _give_up(self, connection: Connection, job: Job, entry_id: int, now: datetime) -> None:
+        """The running attempt's worker is lost: once more, or, its attempts spent, never again."""
+        failure = Failure(code=Interrupted.code, message="the worker was lost", retryable=True)
+        if job.failures + 1 < job.attempts:
+            requeue = Requeue(
+                key=job.key,
+                attempt=job.attempt,
+                entry_id=entry_id,
+                run_at=now,
+                reason="worker_lost",
+                failure=failure,
+                unreported=True,
+            )
+            await _requeue(connection, requeue, "lost", now)
+            await connection.execute("SELECT pg_notify('tramontane_admission', '')")
+            return
+        message = f"the worker was lost; {job.failures + 1} of {job.attempts} attempts failed"
+        failure = Failure(code=Interrupted.code, message=message, retryable=True)
+        body = error_body(failure, length=await _visible_length(connection, job))
+        pasts = await read_pasts(connection, [job.key])
+        usage = continuity.add_up(pasts[job.key].usages) if pasts else None
+        ending = Ending(
+            key=job.key,
+            attempt=job.attempt,
+            entry_id=entry_id,
+            state=State.FAILED,
+            at=now,
+            events=(NewEvent("error", body),),
+            usage=bytes(usage).decode() if usage else None,
+            unreported=True,
+            failure=failure,
+        )
+        await self._end(connection, [ending])
 
     async def prune_queue_log(self, before: datetime) -> None:
         """Delete what the queue wrote down before that time."""
         async with self._pool.acquire() as connection:
             await queue.prune(connection, before)
-
-
-async def _give_up(connection: Connection, job: Job, entry_id: int, now: datetime) -> None:
-    """The running attempt's worker is lost: once more, or, its attempts spent, never again."""
-    failure = Failure(code=Interrupted.code, message="the worker was lost", retryable=True)
-    if job.failures + 1 < job.attempts:
-        requeue = Requeue(
-            key=job.key, attempt=job.attempt, entry_id=entry_id, run_at=now, reason="worker_lost", failure=failure
-        )
-        await _requeue(connection, requeue, "lost", now)
-        await connection.execute("SELECT pg_notify('tramontane_admission', '')")
-        return
-    message = f"the worker was lost; {job.failures + 1} of {job.attempts} attempts failed"
-    failure = Failure(code=Interrupted.code, message=message, retryable=True)
-    body = error_body(failure, length=await _visible_length(connection, job))
-    ending = Ending(
-        key=job.key,
-        attempt=job.attempt,
-        entry_id=entry_id,
-        state=State.FAILED,
-        at=now,
-        events=(NewEvent("error", body),),
-        failure=failure,
-    )
-    await connection.fetch(SQL.end_jobs, *_ending_columns([ending]))
 
 
 async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: datetime) -> Job:
@@ -264,6 +331,8 @@ async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: 
         failure and failure.message,
         failure and failure.retryable,
         requeue.correlation_id,
+        requeue.usage,
+        requeue.unreported,
     )
     if row is None:
         raise _overtaken(requeue.key, requeue.attempt)
@@ -312,6 +381,24 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
         [job.idempotency_key for job in jobs],
         [job.idempotency_hash for job in jobs],
         [job.request.decode() for job in jobs],
+        [job.resume for job in jobs],
+    )
+
+
+def _callback_columns(jobs: Sequence[NewJob]) -> tuple[object, ...]:
+    pairs = [(job.key, job.callback) for job in jobs if job.callback]
+    return (
+        [key.tenant for key, _ in pairs],
+        [key.id for key, _ in pairs],
+        [origin_id(key.tenant, callback.origin) for key, callback in pairs],
+        [callback.origin for _, callback in pairs],
+        [callback.url for _, callback in pairs],
+        [",".join(callback.events) for _, callback in pairs],
+        [callback.format for _, callback in pairs],
+        [callback.secret for _, callback in pairs],
+        [callback.headers for _, callback in pairs],
+        START_ALLOWANCE,
+        START_HEALTH,
     )
 
 
@@ -331,6 +418,8 @@ def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
         [failure and failure.retryable for failure in failures],
         [ending.correlation_id for ending in endings],
         [ending.result and ending.result.decode() for ending in endings],
+        [ending.own_usage for ending in endings],
+        [ending.unreported for ending in endings],
         [ending.key.id for ending, _, _ in events],
         [ending.attempt for ending, _, _ in events],
         [position for _, position, _ in events],
@@ -339,8 +428,8 @@ def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
     )
 
 
-def _attempt(row: asyncpg.Record) -> Attempt:
-    return Attempt(job=job_from(row), entry_id=row["entry_id"], request=row["request"].encode())
+def _attempt(row: asyncpg.Record, past: Past | None) -> Attempt:
+    return Attempt(job=job_from(row), entry_id=row["entry_id"], request=row["request"].encode(), past=past)
 
 
 def _overtaken(key: JobKey, attempt: int) -> AttemptLost:

@@ -4,15 +4,15 @@ WITH given AS (
     SELECT * FROM unnest(
         $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::double precision[],
         $9::double precision[], $10::integer[], $11::timestamptz[], $12::text[], $13::uuid[], $14::text[], $15::bytea[],
-        $16::text[]
+        $16::text[], $17::text[]
     ) AS g (tenant_id, id, kind, request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds, priority,
-            run_at, metadata, retry_of, idempotency_key, idempotency_hash, request)
+            run_at, metadata, retry_of, idempotency_key, idempotency_hash, request, resume)
 ), inserted AS (
     INSERT INTO jobs (tenant_id, id, kind, state, request_id, model, attempts, backoff_kind, backoff_seconds,
                       timeout_seconds, priority, run_at, due, metadata, retry_of, idempotency_key, idempotency_hash,
-                      created_at)
+                      resume, created_at)
     SELECT tenant_id, id, kind, 'queued', request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds,
-           priority, run_at, run_at <= $17, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, $17
+           priority, run_at, run_at <= $18, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, resume, $18
       FROM given
      ORDER BY tenant_id, idempotency_key, id
     ON CONFLICT DO NOTHING
@@ -22,6 +22,26 @@ WITH given AS (
     SELECT g.tenant_id, g.id, g.request::json FROM given g JOIN inserted i ON i.tenant_id = g.tenant_id AND i.id = g.id
 )
 SELECT * FROM inserted
+
+-- name: insert_callbacks
+-- Where new jobs' own events go. Their origins become endpoints, which keep the health of the receivers.
+WITH given AS (
+    SELECT * FROM unnest(
+        $1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[], $9::bytea[]
+    ) AS g (tenant_id, job_id, endpoint_id, origin, url, events, format, secret, headers)
+), origins AS (
+    INSERT INTO endpoints (tenant_id, id, kind, url, events, allowance, health, created_at, updated_at)
+    SELECT tenant_id, endpoint_id, 'origin', origin, '{}', $10, $11::text::json, $12, $12
+      FROM (SELECT DISTINCT tenant_id, endpoint_id, origin FROM given ORDER BY tenant_id, endpoint_id) AS named
+    ON CONFLICT DO NOTHING
+)
+INSERT INTO callbacks (tenant_id, job_id, endpoint_id, url, events, format, secret, headers)
+SELECT tenant_id, job_id, endpoint_id, url, string_to_array(events, ','), format, secret, headers FROM given
+
+-- name: get_callback
+SELECT c.*, e.url AS origin
+  FROM callbacks c JOIN endpoints e ON e.tenant_id = c.tenant_id AND e.id = c.endpoint_id
+ WHERE c.tenant_id = $1 AND c.job_id = $2
 
 -- name: earlier_jobs
 -- What new jobs met: the same ids, or their Idempotency-Keys.
@@ -54,7 +74,8 @@ SELECT * FROM jobs
 SELECT * FROM job_attempts WHERE tenant_id = $1 AND job_id = $2 ORDER BY attempt
 
 -- name: start_jobs
--- Matches only admitted jobs that wait: each admission is good for one start.
+-- Matches only admitted jobs that wait: each admission is good for one start. Only the first attempt's first event is
+-- known here; a later one says itself how it goes on. `told`: webhooks may want to know.
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[]) AS g (tenant_id, id, entry_id)
 ), waiting AS (
@@ -65,8 +86,8 @@ WITH given AS (
        FOR UPDATE OF j
 ), started AS (
     UPDATE jobs j
-       SET state = 'running', attempt = j.attempt + 1, batch = 0, head = j.head + 1, entry_id = w.entry_id,
-           started_at = coalesce(j.started_at, $5)
+       SET state = 'running', attempt = j.attempt + 1, batch = 0, entry_id = w.entry_id,
+           head = j.head + CASE WHEN j.attempt = 0 THEN 1 ELSE 0 END, started_at = coalesce(j.started_at, $5)
       FROM waiting w
      WHERE j.tenant_id = w.tenant_id AND j.id = w.id
     RETURNING j.*
@@ -75,37 +96,35 @@ WITH given AS (
     SELECT tenant_id, id, attempt, $4, $5 FROM started
 ), first_event AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
-    SELECT s.tenant_id, s.id, s.head, s.attempt,
-           CASE WHEN s.attempt = 1 THEN 'start' ELSE 'attempt' END,
-           CASE WHEN s.attempt = 1
-                THEN format('{"status":"started","requestId":%s,"model":%s,"timestamp":"%s"}',
-                            to_json(s.request_id), to_json(s.model), $6::text)
-                ELSE format('{"mode":"restart","keep":0,"reason":%s}', to_json(coalesce((
-                        SELECT a.reason FROM job_attempts a
-                         WHERE a.tenant_id = s.tenant_id AND a.job_id = s.id AND a.attempt = s.attempt - 1
-                     ), 'worker_lost')))
-           END::json, $5
+    SELECT s.tenant_id, s.id, s.head, s.attempt, 'start',
+           format('{"status":"started","requestId":%s,"model":%s,"timestamp":"%s"}',
+                  to_json(s.request_id), to_json(s.model), $6::text)::json, $5
       FROM started s
+     WHERE s.attempt = 1
 ), hint AS (
     SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)
-      FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM started) AS p
+      FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM started WHERE attempt = 1) AS p
      WHERE pairs IS NOT NULL
 )
-SELECT s.*, c.request
+SELECT s.*, c.request,
+       (EXISTS (SELECT FROM endpoints n WHERE n.tenant_id = s.tenant_id AND n.kind <> 'origin')
+           OR EXISTS (SELECT FROM callbacks b WHERE b.tenant_id = s.tenant_id AND b.job_id = s.id)) AS told
   FROM started s
   JOIN job_contents c ON c.tenant_id = s.tenant_id AND c.job_id = s.id
- CROSS JOIN hint
+  LEFT JOIN hint ON true
 
 -- name: lock_job
 SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE
 
 -- name: end_jobs
 -- Ends jobs for good, with their last events. Leaves out each one where another attempt, or a cancel, was there first.
+-- `told`: webhooks may want to know.
 WITH given AS (
     SELECT * FROM unnest(
         $1::text[], $2::uuid[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::text[], $8::text[],
-        $9::text[], $10::boolean[], $11::text[], $12::text[]
-    ) AS g (tenant_id, id, attempt, state, at, count, usage, code, message, retryable, correlation_id, result)
+        $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[], $14::boolean[]
+    ) AS g (tenant_id, id, attempt, state, at, count, usage, code, message, retryable, correlation_id, result,
+            own_usage, unreported)
 ), fenced AS (
     SELECT j.tenant_id, j.id, j.attempt
       FROM jobs j JOIN given g USING (tenant_id, id, attempt)
@@ -123,7 +142,8 @@ WITH given AS (
 ), attempt AS (
     UPDATE job_attempts a
        SET ended_at = g.at, outcome = g.state, error_code = g.code, error_message = g.message,
-           error_retryable = g.retryable, correlation_id = g.correlation_id
+           error_retryable = g.retryable, correlation_id = g.correlation_id, usage = g.own_usage::json,
+           unreported = g.unreported
       FROM ended e JOIN given g USING (tenant_id, id, attempt)
      WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id AND a.attempt = e.attempt
 ), result AS (
@@ -133,7 +153,7 @@ WITH given AS (
 ), last_events AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
     SELECT e.tenant_id, e.id, e.head - g.count + v.position, e.attempt, v.type, v.body::json, g.at
-      FROM unnest($13::uuid[], $14::integer[], $15::integer[], $16::text[], $17::text[])
+      FROM unnest($15::uuid[], $16::integer[], $17::integer[], $18::text[], $19::text[])
            AS v (id, attempt, position, type, body)
       JOIN ended e USING (id, attempt)
       JOIN given g USING (id, attempt)
@@ -142,7 +162,10 @@ WITH given AS (
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM ended) AS p
      WHERE pairs IS NOT NULL
 )
-SELECT ended.* FROM ended CROSS JOIN hint
+SELECT ended.*,
+       (EXISTS (SELECT FROM endpoints n WHERE n.tenant_id = ended.tenant_id AND n.kind <> 'origin')
+           OR EXISTS (SELECT FROM callbacks b WHERE b.tenant_id = ended.tenant_id AND b.job_id = ended.id)) AS told
+  FROM ended CROSS JOIN hint
 
 -- name: requeue_job
 -- Back to wait for another attempt. Matches no row once the attempt is lost.
@@ -155,7 +178,7 @@ WITH requeued AS (
 ), attempt AS (
     UPDATE job_attempts a
        SET ended_at = $5, outcome = $6, reason = $7, error_code = $8, error_message = $9, error_retryable = $10,
-           correlation_id = $11
+           correlation_id = $11, usage = $12::text::json, unreported = $13
       FROM requeued r
      WHERE a.tenant_id = r.tenant_id AND a.job_id = r.id AND a.attempt = r.attempt
 )
@@ -183,7 +206,10 @@ WITH cancelled AS (
 ), hint AS (
     SELECT pg_notify('tramontane_events', id || ':' || head) FROM cancelled
 )
-SELECT cancelled.* FROM cancelled CROSS JOIN hint
+SELECT cancelled.*,
+       (EXISTS (SELECT FROM endpoints n WHERE n.tenant_id = cancelled.tenant_id AND n.kind <> 'origin')
+           OR EXISTS (SELECT FROM callbacks b WHERE b.tenant_id = cancelled.tenant_id AND b.job_id = cancelled.id)) AS told
+  FROM cancelled CROSS JOIN hint
 
 -- name: visible_text
 -- The last event that tells how long the visible text is.
@@ -202,6 +228,22 @@ WITH erased AS (
     DELETE FROM job_contents c USING erased e WHERE c.tenant_id = e.tenant_id AND c.job_id = e.id
 ), log AS (
     DELETE FROM events v USING erased e WHERE v.tenant_id = e.tenant_id AND v.job_id = e.id
+), callback AS (
+    DELETE FROM callbacks b USING erased e WHERE b.tenant_id = e.tenant_id AND b.job_id = e.id
+), told AS (
+    DELETE FROM message_bodies b USING erased e, messages m
+     WHERE m.tenant_id = e.tenant_id AND m.job_id = e.id AND b.tenant_id = m.tenant_id AND b.message_id = m.id
+), untold AS (
+    -- One that is being let through at this moment is passed over: who loads it finds no body, and cancels it.
+    SELECT d.tenant_id, d.id
+      FROM erased e
+      JOIN messages m ON m.tenant_id = e.tenant_id AND m.job_id = e.id
+      JOIN deliveries d ON d.tenant_id = m.tenant_id AND d.message_id = m.id
+     WHERE d.state = 'waiting'
+       FOR UPDATE OF d SKIP LOCKED
+), cancelled AS (
+    UPDATE deliveries d SET state = 'cancelled', ended_at = $3, last_error = 'erased'
+      FROM untold u WHERE d.tenant_id = u.tenant_id AND d.id = u.id
 )
 SELECT id FROM erased
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from tramontane.models import AttemptRecord, Event, Failure, Job, JobKey, State
+from tramontane.models import AttemptRecord, Callback, Event, Failure, Job, JobKey, State
 
 if TYPE_CHECKING:
     # Generic in the stubs alone.
@@ -41,6 +41,19 @@ def job_from(row: asyncpg.Record) -> Job:
         metadata=row["metadata"],
         retry_of=row["retry_of"],
         events_pruned_at=row["events_pruned_at"],
+        resume=row["resume"],
+    )
+
+
+def callback_from(row: asyncpg.Record) -> Callback:
+    """A row of `callbacks`, with its origin's address."""
+    return Callback(
+        url=row["url"],
+        origin=row["origin"],
+        events=tuple(row["events"]),
+        format=row["format"],
+        secret=row["secret"],
+        headers=row["headers"],
     )
 
 
@@ -63,6 +76,8 @@ def attempt_from(row: asyncpg.Record) -> AttemptRecord:
         outcome=row["outcome"],
         failure=_failure_from(row),
         correlation_id=row["correlation_id"],
+        usage=row["usage"],
+        unreported=row["unreported"],
     )
 
 
