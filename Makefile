@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
-NODE_MODULES := tests/sdk/node_modules/.installed
+NODE_MODULES := tests/sdk/node_modules/.installed tests/clients_js/node_modules/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check bench chaos fmt lock clean
@@ -41,7 +41,7 @@ lock: .venv/.dev ## renew requirements*.lock from pyproject.toml
 	./scripts/lock
 
 clean: ## remove what make has set up (data directories stay)
-	rm -rf .venv tests/sdk/node_modules
+	rm -rf .venv tests/sdk/node_modules tests/clients_js/node_modules
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python"; exit 1; }
@@ -59,7 +59,7 @@ clean: ## remove what make has set up (data directories stay)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-$(NODE_MODULES): tests/sdk/package-lock.json
-	@if command -v npm >/dev/null; then cd tests/sdk && npm ci --silent --no-audit --no-fund; \
-	else echo "npm is missing: the tests of the TypeScript SDK will skip"; mkdir -p $(dir $@); fi
+tests/%/node_modules/.installed: tests/%/package-lock.json
+	@if command -v npm >/dev/null; then cd tests/$* && npm ci --silent --no-audit --no-fund; \
+	else echo "npm is missing: the tests that need it will skip"; mkdir -p $(dir $@); fi
 	@touch $@

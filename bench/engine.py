@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.processes import load, simulator_process
 from tramontane.api import bind, serving
@@ -31,7 +32,7 @@ BODY = b'{"model":"mistral-small-latest","max_tokens":%d,"messages":[{"role":"us
 
 
 @asynccontextmanager
-async def engine(url: str, *, concurrency: int = 50) -> AsyncIterator[App]:
+async def engine(url: str, *, concurrency: int = 50, **more: Any) -> AsyncIterator[App]:
     """An engine on a data directory of its own, without a rate limit."""
     with tempfile.TemporaryDirectory(prefix="tm-") as directory:
         os.chmod(directory, 0o711)  # as root, Postgres runs under another account
@@ -42,6 +43,7 @@ async def engine(url: str, *, concurrency: int = 50) -> AsyncIterator[App]:
             concurrency=concurrency,
             rate_limit=0.0,
             log_level="error",
+            **more,
         )
         async with open_app(settings, worker=True) as app:
             yield app

@@ -32,6 +32,12 @@ class Frame:
     data: dict[str, Any]
     id: int
 
+    @property
+    def start(self) -> int:
+        """seq of the first event that it covers."""
+        start: int = self.data.get("from", self.id)
+        return start
+
 
 class Frames:
     """A parser of what we send, stricter than any browser: every block has one of the three forms there are."""
@@ -101,7 +107,8 @@ class Reader:
         """Take in the next frame. Fails at the first gap, repetition, wrong offset, or word after the end."""
         data = frame.data
         assert self.final is None, f"{frame} follows the final event"
-        assert frame.id == data["seq"] == self.seq + 1, f"{frame} came after {self.seq}"
+        assert frame.id == data["seq"] >= frame.start, frame
+        assert frame.start == self.seq + 1, f"{frame} came after {self.seq}"
         assert data["type"] == f"chat:{frame.event}"
         self.seq = frame.id
         self.frames.append(frame)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tramontane import errors
-from tramontane.api.routes import router
+from tramontane.api import routes, webhook_history, webhook_routes
 from tramontane.cli.program import program
 
 if TYPE_CHECKING:
     from tramontane.simulator import Simulator
 
 ROOT = Path(__file__).parents[1]
+ROUTERS = (routes.router, webhook_routes.router, webhook_history.router)
+PATHS = sorted({route.path for router in ROUTERS for route in router.routes})  # type: ignore[attr-defined]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -47,9 +49,9 @@ def test_every_error_code_is_documented(code: str) -> None:
     assert f"`{code}`" in (ROOT / "docs/errors.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("path", sorted({route.path for route in router.routes}))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("path", PATHS)
 def test_every_route_is_documented(path: str) -> None:
-    assert path.replace("{job_id}", "{id}") in (ROOT / "docs/http.md").read_text("utf-8")
+    assert re.sub(r"{\w+_id}", "{id}", path) in (ROOT / "docs/http.md").read_text("utf-8")
 
 
 def test_every_command_is_in_the_changelog() -> None:
@@ -61,6 +63,7 @@ def test_every_command_is_in_the_changelog() -> None:
 
 
 def test_the_project_names_no_registry_in_its_locks() -> None:
-    for name in ("requirements.lock", "requirements-dev.lock", "tests/sdk/package-lock.json"):
+    npm = ("tests/sdk/package-lock.json", "tests/clients_js/package-lock.json")
+    for name in ("requirements.lock", "requirements-dev.lock", *npm):
         text = (ROOT / name).read_text("utf-8")
         assert not re.search(r"registry|pypi|\"resolved\"|--(extra-)?index-url|--find-links", text), name

@@ -4,10 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tramontane.blocking import JobSync, TramontaneSync
+    from tramontane.client import (
+        Job,
+        Result,
+        StreamAttempt,
+        StreamChunk,
+        StreamComplete,
+        StreamError,
+        StreamEvent,
+        StreamStart,
+        StreamTool,
+    )
     from tramontane.emitter import ChatChunk, ChatComplete, ChatError, ChatEvent, ChatStart, MistralEvents
+    from tramontane.engine import Tramontane
     from tramontane.errors import MistralError, TramontaneError
     from tramontane.mistral import MistralClient, Timeouts
     from tramontane.prompts import process_batch
+    from tramontane.webhooks.notifier import WebhookNotifier
 
 __version__ = "0.1.0"
 
@@ -17,11 +31,24 @@ __all__ = [
     "ChatError",
     "ChatEvent",
     "ChatStart",
+    "Job",
+    "JobSync",
     "MistralClient",
     "MistralError",
     "MistralEvents",
+    "Result",
+    "StreamAttempt",
+    "StreamChunk",
+    "StreamComplete",
+    "StreamError",
+    "StreamEvent",
+    "StreamStart",
+    "StreamTool",
     "Timeouts",
+    "Tramontane",
     "TramontaneError",
+    "TramontaneSync",
+    "WebhookNotifier",
     "__version__",
     "process_batch",
 ]
@@ -33,11 +60,24 @@ _HOMES = {
     "ChatError": "emitter",
     "ChatEvent": "emitter",
     "ChatStart": "emitter",
+    "Job": "client",
+    "JobSync": "blocking",
     "MistralClient": "mistral",
     "MistralError": "errors",
     "MistralEvents": "emitter",
+    "Result": "client",
+    "StreamAttempt": "client",
+    "StreamChunk": "client",
+    "StreamComplete": "client",
+    "StreamError": "client",
+    "StreamEvent": "client",
+    "StreamStart": "client",
+    "StreamTool": "client",
     "Timeouts": "mistral",
+    "Tramontane": "engine",
     "TramontaneError": "errors",
+    "TramontaneSync": "blocking",
+    "WebhookNotifier": "webhooks.notifier",
     "process_batch": "prompts",
 }
 

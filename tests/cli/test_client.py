@@ -159,7 +159,7 @@ async def test_a_hole_in_the_log_is_asked_for_once_and_then_an_error() -> None:
     async def holed(_: web.Request) -> web.Response:
         nonlocal asked
         asked += 1
-        return web.Response(body=OPENING + LOG[0] + LOG[2], content_type="text/event-stream")
+        return web.Response(body=OPENING + LOG[0] + LOG[2] + LOG[3], content_type="text/event-stream")
 
     async with following(web.get("/api/jobs/job_1/events", holed)) as events:
         assert (await anext(events)).seq == 1

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from clients import Client, Reader, follow
 from processes import Process, Processes
 
-from clients import Client, Reader, follow
 from tramontane.simulator import Behaviour, Simulator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]

@@ -100,7 +100,9 @@ async def test_a_killed_workers_job_is_taken_over_and_readers_see_one_attempt_ev
         assert (attempt["attempt"], attempt["mode"], attempt["keep"] > 0) == (2, "continue", True)
         assert attempt["reason"] == "worker_lost"
         assert reader.text == job["result"]["content"]
-    assert early.frames == late.frames
+    # Two readers may see the same text in other pieces; where it begins, turns and ends is the same.
+    pieces = [[frame for frame in reader.frames if frame.event != "chunk"] for reader in (early, late)]
+    assert pieces[0] == pieces[1]
     assert early.visits == 1
     assert (job["status"], job["attempt"], job["failures"]) == ("completed", 2, 1)
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["lost", "completed"]

@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
+from clients import Client
 from processes import Processes, until
 from told import Told
 
-from clients import Client
 from tramontane.database import Database
 from tramontane.ids import show_id, utc_now
 from tramontane.simulator import Behaviour, Simulator
@@ -30,7 +30,7 @@ from tramontane.vault import Vault
 from tramontane.webhooks.messages import new_message
 from tramontane.webhooks.signatures import Verified, new_secret, verify
 
-KILLS = int(os.environ.get("TRAMONTANE_CHAOS_KILLS", "20"))  # noqa: TID251 - a setting of the tests
+KILLS = int(os.environ.get("TRAMONTANE_CHAOS_KILLS", "8"))  # noqa: TID251 - a setting of the tests
 SEED = int(os.environ.get("TRAMONTANE_CHAOS_SEED", random.randrange(2**32)))  # noqa: TID251
 WEBHOOKS_PER_KILL = 10
 

@@ -34,6 +34,7 @@ from tramontane.cli.signals import run
 from tramontane.errors import ConfigurationError, InvalidInput, TramontaneError
 from tramontane.ids import utc_now
 from tramontane.models import DEFAULT_TENANT
+from tramontane.seam import cut
 from tramontane.settings import Settings
 from tramontane.tasks import task_group
 
@@ -197,12 +198,16 @@ async def _each(indexes: Sequence[int], work: Callable[[int], Awaitable[object]]
 
 
 async def _show_first(client: "ApiClient", job_id: str, view: View) -> None:
+    text = ""
     async with client.follow(job_id) as events:
         async for event in events:
             if event.type == "chunk":
+                text += event.data["content"]
                 view.text(event.data["content"])
-            elif event.type == "attempt" and event.data.get("keep") == 0:
-                view.text(f"\n(attempt {event.data['attempt']} begins again)\n")
+            elif event.type == "attempt" and (kept := cut(text, event.data["keep"])) != text:
+                # What is on the screen cannot be taken back: what is still valid of it is shown once more.
+                text = kept
+                view.text(f"\n(attempt {event.data['attempt']} begins again)\n{kept}")
     view.text_ends()
 
 

@@ -15,6 +15,7 @@ from tramontane.cli.options import DataDir, Json, Model, Prompt, Simulate, messa
 from tramontane.cli.reach import find_server, require_key, simulated
 from tramontane.cli.signals import run
 from tramontane.errors import TramontaneError
+from tramontane.seam import cut
 from tramontane.settings import Settings
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ async def tell(events: "EventStream", *, json: bool) -> int:
             if event.type == "chunk":
                 answer.add(event.data["content"])
             elif event.type == "attempt":
-                answer.start_over(event.data)
+                answer.go_on(event.data)
             elif event.type == "complete":
                 answer.end()
                 _footnote(f"{model}  {events.job_id}", event.data.get("usage"), monotonic() - began)
@@ -147,13 +148,15 @@ async def tell(events: "EventStream", *, json: bool) -> int:
 
 @dataclasses.dataclass
 class Answer:
-    """The text on the screen: whether its last line is complete."""
+    """The text on the screen: what is valid of it, and whether its last line is complete."""
 
     shown: bool
+    _text: str = ""
     _open: bool = False
 
     def add(self, text: str) -> None:
         """Show a piece."""
+        self._text += text
         if self.shown and text:
             screen.stream(text)
             self._open = not text.endswith("\n")
@@ -164,11 +167,16 @@ class Answer:
             screen.stream("\n")
             self._open = False
 
-    def start_over(self, attempt: dict[str, Any]) -> None:
-        """Say that the text so far is void: what is on the screen cannot be taken back."""
-        if self.shown and attempt.get("keep") == 0:
-            self.end()
-            screen.note(f"attempt {attempt['attempt']} begins again ({attempt.get('reason', 'interrupted')})")
+    def go_on(self, attempt: dict[str, Any]) -> None:
+        """Another attempt. What is on the screen cannot be taken back: if some is void, the rest is shown once more."""
+        kept = cut(self._text, attempt["keep"])
+        if not self.shown or kept == self._text:
+            return
+        self.end()
+        what = "goes back" if kept else "begins again"
+        screen.note(f"attempt {attempt['attempt']} {what} ({attempt.get('reason', 'interrupted')})")
+        self._text = ""
+        self.add(kept)
 
 
 def _failed(event: "ServerEvent", *, json: bool) -> int:
