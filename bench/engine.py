@@ -32,7 +32,7 @@ BODY = b'{"model":"mistral-small-latest","max_tokens":%d,"messages":[{"role":"us
 
 
 @asynccontextmanager
-async def engine(url: str, *, concurrency: int = 50, **more: Any) -> AsyncIterator[App]:
+async def engine(url: str, *, concurrency: int = 50, worker: bool = True, **more: Any) -> AsyncIterator[App]:
     """An engine on a data directory of its own, without a rate limit."""
     with tempfile.TemporaryDirectory(prefix="tm-") as directory:
         os.chmod(directory, 0o711)  # as root, Postgres runs under another account
@@ -45,7 +45,7 @@ async def engine(url: str, *, concurrency: int = 50, **more: Any) -> AsyncIterat
             log_level="error",
             **more,
         )
-        async with open_app(settings, worker=True) as app:
+        async with open_app(settings, worker=worker) as app:
             yield app
 
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import ssl
 import statistics
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
+import trustme
 
 from tramontane.app import App, open_app
 from tramontane.ids import new_id, show_id, utc_now
@@ -34,9 +36,13 @@ ENDPOINTS = 10
 _DATA = {"jobId": "job_0", "content": "x" * 700, "usage": {"total_tokens": 12}}
 
 _RECEIVER = """
-import asyncio, sys, time
+import asyncio, ssl, sys, time
 import httptools
 seen = []
+context = None
+if len(sys.argv) > 1:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[1])
 class Receiver(asyncio.Protocol):
     def connection_made(self, transport):
         self.transport, self.parser = transport, httptools.HttpRequestParser(self)
@@ -53,7 +59,7 @@ class Receiver(asyncio.Protocol):
         self.transport.write(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
 async def main():
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Receiver, "127.0.0.1", 0)
+    server = await loop.create_server(Receiver, "127.0.0.1", 0, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         print(" ".join(seen), flush=True)
@@ -82,12 +88,13 @@ class Receiver:
 
 
 @contextlib.asynccontextmanager
-async def receiver_process() -> AsyncIterator[Receiver]:
-    """Start a receiver."""
+async def receiver_process(*certificate: str) -> AsyncIterator[Receiver]:
+    """Start a receiver; with the file of a certificate and its key it speaks TLS."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         _RECEIVER,
+        *certificate,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=2**26,
@@ -254,12 +261,19 @@ async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.close()
 
 
-async def wire(receiver: Receiver, count: int = 6000) -> tuple[float, float, float, float]:
+async def wire(
+    receiver: Receiver, context: ssl.SSLContext | None = None, count: int = 6000
+) -> tuple[float, float, float, float]:
     """Deliveries per second and CPU in microseconds: of a bare aiohttp loop, and of ours, signature included."""
-    url, body, secret = f"http://127.0.0.1:{receiver.port}/", b"x" * 1024, new_secret()
+    scheme = "https" if context else "http"
+    url, body, secret = f"{scheme}://127.0.0.1:{receiver.port}/", b"x" * 1024, new_secret()
     policy = AddressPolicy(allow_cidrs=(ipaddress.ip_network("127.0.0.0/8"),))
     plain = {f"x-header-{number}": "value" * 6 for number in range(9)}
-    async with aiohttp.ClientSession() as session, Transport(policy) as transport:
+    connector = aiohttp.TCPConnector(ssl=context or True)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        Transport(policy, ssl_context=context) as transport,
+    ):
 
         async def bare() -> None:
             async with session.post(url, data=body, headers=plain) as response:
@@ -291,8 +305,19 @@ async def _rate(call: Callable[[], Awaitable[None]], count: int) -> tuple[float,
     return count / (time.perf_counter() - began), (time.process_time() - cpu) / count * 1e6
 
 
+async def secure_wire() -> tuple[float, float, float, float]:
+    """The same over TLS, connections kept."""
+    authority = trustme.CA()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.tempfile() as certificate:
+        async with receiver_process(certificate) as receiver:
+            return await wire(receiver, context)
+
+
 async def run() -> dict[str, float]:
     """The figures."""
+    bare_tls, _, ours_tls, _ = await secure_wire()
     async with receiver_process() as receiver:
         bare, bare_cpu, ours, ours_cpu = await wire(receiver)
         rate, alone_rate = await durable(receiver, ENDPOINTS), await durable(receiver, 1)
@@ -306,6 +331,9 @@ async def run() -> dict[str, float]:
         "bare aiohttp loop, /s": bare,
         "ours without database, signed, /s": ours,
         "ours / bare": ours / bare,
+        "bare aiohttp loop over TLS, /s": bare_tls,
+        "ours over TLS, signed, /s": ours_tls,
+        "ours / bare, over TLS": ours_tls / bare_tls,
         "bare aiohttp loop, CPU us": bare_cpu,
         "ours without database, signed, CPU us": ours_cpu,
         f"deliveries to {ENDPOINTS} endpoints, durable, /s": rate,

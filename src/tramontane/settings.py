@@ -4,12 +4,14 @@ This is the only module that reads the environment. Each setting is declared onc
 command line and the table in docs/settings.md follow from it.
 """
 
+import base64
 import dataclasses
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -79,12 +81,47 @@ def _database_url(text: str) -> str:
     return text
 
 
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(word) for word in _words(text))
+
+
+def _ports(text: str) -> tuple[tuple[int, int], ...]:
+    """`443,8000-8999` as ranges."""
+    ranges = []
+    for word in _words(text):
+        low, _, high = word.partition("-")
+        ranges.append((_port(low), _port(high or low)))
+    return tuple(ranges)
+
+
+def _encryption_keys(text: str) -> tuple[str, ...]:
+    keys = _words(text)
+    for key in keys:
+        try:
+            good = len(base64.urlsafe_b64decode(key)) == 32
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("must be 32 bytes as base64 (openssl rand -base64 32), the newest first, by comma")
+    return tuple(key.replace("+", "-").replace("/", "_") for key in keys)
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _setting(default: Any, env: str, read: Callable[[str], Any], help: str, *, secret: bool = False) -> Any:  # noqa: A002
-    return field(default=default, repr=not secret, metadata={"env": env, "read": read, "help": help, "secret": secret})
+def _setting(
+    default: Any,
+    env: str,
+    read: Callable[[str], Any],
+    help: str,  # noqa: A002
+    *,
+    secret: bool = False,
+    also: str = "",
+) -> Any:
+    """also: another variable that means the same, asked second."""
+    metadata = {"env": env, "read": read, "help": help, "secret": secret, "also": also}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +170,10 @@ class Settings:
     stream_retention: float = _setting(
         86400.0, "TRAMONTANE_STREAM_RETENTION", _duration, "events are kept this long after a job's end"
     )
+    streams: int = _setting(10_000, "TRAMONTANE_STREAMS", _integer(1), "streams that one process serves at a time")
+    streams_per_address: int = _setting(
+        1000, "TRAMONTANE_STREAMS_PER_ADDRESS", _integer(1), "… of which one address may have so many"
+    )
     body_limit: int = _setting(
         10 * 2**20, "TRAMONTANE_BODY_LIMIT", _integer(1), "largest request body that is read, in bytes"
     )
@@ -141,6 +182,46 @@ class Settings:
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (), "TRAMONTANE_ALLOWED_HOSTS", _words, "host names that a proxy in front passes on, by comma, besides loopback"
+    )
+    public_url: str = _setting(
+        "", "TRAMONTANE_PUBLIC_URL", _url, "address of this server as webhooks' receivers know it, for links"
+    )
+    encryption_keys: tuple[str, ...] = _setting(
+        (),
+        "TRAMONTANE_ENCRYPTION_KEY",
+        _encryption_keys,
+        "32 bytes as base64, for secrets in the database; more by comma, the newest first; empty: made in `data_dir`",
+        secret=True,
+    )
+    webhook_secret: str = _setting(
+        "", "TRAMONTANE_WEBHOOK_SECRET", str, "signs callbacks that bring no secret", secret=True, also="WEBHOOK_SECRET"
+    )
+    webhook_allow_cidrs: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        (),
+        "TRAMONTANE_WEBHOOK_ALLOW_CIDRS",
+        _networks,
+        "internal addresses that webhooks may go to, also without TLS, by comma (`127.0.0.0/8`: a laptop)",
+    )
+    webhook_allow_hosts: tuple[str, ...] = _setting(
+        (), "TRAMONTANE_WEBHOOK_ALLOW_HOSTS", _words, "host names that webhooks may go to, wherever they lead, by comma"
+    )
+    webhook_deny_cidrs: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        (), "TRAMONTANE_WEBHOOK_DENY_CIDRS", _networks, "addresses that webhooks never go to, by comma; wins"
+    )
+    webhook_allowed_ports: tuple[tuple[int, int], ...] = _setting(
+        (),
+        "TRAMONTANE_WEBHOOK_ALLOWED_PORTS",
+        _ports,
+        "ports that webhooks may go to (`443,8000-8999`); empty: 80, 443 and above 1023 but for known services",
+    )
+    webhook_timeout: float = _setting(
+        15.0, "TRAMONTANE_WEBHOOK_TIMEOUT", _duration, "longest a delivery may take, the answer's body included"
+    )
+    webhook_concurrency: int = _setting(
+        256, "TRAMONTANE_WEBHOOK_CONCURRENCY", _integer(2), "deliveries that one worker sends at a time"
+    )
+    webhook_retention: float = _setting(
+        30 * 86400.0, "TRAMONTANE_WEBHOOK_RETENTION", _duration, "messages and their deliveries are kept this long"
     )
     log_level: str = _setting("info", "TRAMONTANE_LOG_LEVEL", str.lower, "debug, info, warning or error")
 
@@ -163,7 +244,7 @@ def read_settings(environment: Mapping[str, str] | None = None, **flags: Any) ->
     values: dict[str, Any] = {}
     for setting in dataclasses.fields(Settings):
         flag = flags.pop(setting.name, None)
-        text = environment.get(setting.metadata["env"], "")
+        text = environment.get(setting.metadata["env"], "") or environment.get(setting.metadata["also"], "")
         if flag is not None:
             values[setting.name] = flag
         elif text.strip():

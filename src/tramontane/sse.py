@@ -11,6 +11,8 @@ from tramontane.models import Event
 
 MEDIA_TYPE: Final = "text/event-stream; charset=utf-8"
 HEARTBEAT: Final = b": hb\n\n"
+#: A heartbeat that the script of a page can see, which a comment is not; without an id, so it moves no cursor.
+PING: Final = b"event: ping\ndata: {}\n\n"
 
 
 def opening(heartbeat_seconds: float) -> bytes:
@@ -23,15 +25,23 @@ def retry(milliseconds: int) -> bytes:
     return b"retry: %d\n\n" % milliseconds
 
 
-def frame(job_id: str, event: Event, heartbeat_seconds: float) -> bytes:
-    """The frame of a committed event: our envelope, then the event's own fields from the log, untouched."""
-    head = f'{{"type":"chat:{event.type}","jobId":"{job_id}","seq":{event.seq},"attempt":{event.attempt}'
-    if event.type == "start":
+def frame(job_id: str, event: Event, heartbeat_seconds: float, start: int | None = None) -> bytes:
+    """The frame of a committed event: our envelope, then the event's own fields from the log, untouched.
+
+    start: the first event that it covers, when it stands for several.
+    """
+    kind, seq, own = event.type, event.seq, event.body
+    covers = "" if start is None or start == seq else f',"from":{start}'
+    head = (
+        f'event: {kind}\ndata: {{"type":"chat:{kind}","jobId":"{job_id}","seq":{seq}{covers},"attempt":{event.attempt}'
+    )
+    if kind == "start":
         head += f',"eventsUrl":"/api/jobs/{job_id}/events","heartbeatMs":{round(heartbeat_seconds * 1000)}'
-    own = event.body[1:] if event.body == b"{}" else b"," + event.body[1:]
+    if own != b"{}":
+        head += ","
     # Mistral's own JSON is in there as it came; a line break of its layout would end our line.
-    own = own.replace(b"\n", b" ").replace(b"\r", b" ")
-    return b"event: %s\ndata: %s%s\nid: %d\n\n" % (event.type.encode(), head.encode(), own, event.seq)
+    own = own[1:].replace(b"\n", b" ").replace(b"\r", b" ")
+    return head.encode() + own + f"\nid: {seq}\n\n".encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,84 +7,46 @@ one query per round; a reader that is further behind reads the log itself.
 
 import asyncio
 import logging
+import math
 import random
-from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+import msgspec
+
 from tramontane import sse
+from tramontane.continuity import said
 from tramontane.errors import InvalidCursor, StreamExpired
 from tramontane.ids import show_id
-from tramontane.listener import Listener
+from tramontane.listener import OUTAGES, Listener
 from tramontane.models import Batch, Event, Job, JobKey
+from tramontane.places import Place
 from tramontane.store import EventStore, JobStore
+from tramontane.tail import Tail
 from tramontane.tasks import beside
 from tramontane.telemetry import log
+from tramontane.tiling import Restart, joined, single
 
 logger = logging.getLogger(__name__)
 
 _CHANNEL: Final = "tramontane_events"
-#: Bytes of frames that a tail keeps.
-_RING: Final = 256 * 1024
-#: Bytes of one write to a reader; after it others have their turn.
-_WRITE: Final = 16 * 1024
 _ROUND: Final = 500  # events of one job per query
-_BEHIND: Final = 100  # events per query of a reader that is behind the ring: about one write
+#: Events per query of a reader that is behind the ring, at first and at most.
+_BEHIND: Final = 100
+_FAR_BEHIND: Final = 1000
 #: Seconds: a hint comes together with what `appended` says of the same commit, and then there is nothing to read.
 _HINT_DELAY: Final = 0.001
+#: … and that long for a job which this process runs: the loop may be busy, and its own hints mostly tell it nothing.
+_OWN_HINT_DELAY: Final = 0.05
 _UNKNOWN: Final = 2**31  # a head above all others
 _SAFETY_POLL: Final = 1.0  # seconds that a lost hint costs
-
-
-class Tail:
-    """The newest frames of one job."""
-
-    def __init__(self, key: JobKey, head: int) -> None:
-        self.key = key
-        self.job_id = show_id("job", key.id)
-        #: seq of the last frame in the ring, and of the last before its first.
-        self.head = head
-        self.base = head
-        self.readers = 0
-        #: The log was deleted; what is in the ring can still be read.
-        self.gone = False
-        self._frames: deque[tuple[bytes, bool]] = deque()
-        self._size = 0
-        self._waiting: list[asyncio.Future[None]] = []
-        self._now = asyncio.get_running_loop().time
-        self.woken_at = self._now()
-
-    def extend(self, events: list[Event], heartbeat: float) -> None:
-        """Take in the events after `head`."""
-        for event in events:
-            assert event.seq == self.head + 1, "the log is dense"
-            frame = sse.frame(self.job_id, event, heartbeat)
-            self._frames.append((frame, event.final))
-            self._size += len(frame)
-            self.head = event.seq
-        while self._size > _RING and len(self._frames) > 1:
-            self._size -= len(self._frames.popleft()[0])
-            self.base += 1
-        self.wake()
-
-    def after(self, cursor: int) -> list[tuple[bytes, bool]]:
-        """Frames after a cursor that is not before `base`."""
-        skip = cursor - self.base
-        return [self._frames[index] for index in range(skip, len(self._frames))]
-
-    def wake(self) -> None:
-        """Let all readers look again."""
-        self.woken_at = self._now()
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    async def change(self) -> None:
-        """Wait for the next `wake`."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+#: A reader that takes nothing for this long (seconds) is let go; it resumes by its cursor.
+_STUCK: Final = 30.0
+#: The same once the server stops: then a write has had its time.
+_LAST_WRITE: Final = 0.5
+#: Seconds after which a connection ends, ± 20 %: readers move on to processes that are new, and not all at once.
+_AGE: Final = 600.0
 
 
 class Streams:
@@ -98,11 +60,14 @@ class Streams:
         self._jobs = jobs
         self._events = events
         self._listener = listener
+        self._open: set[Stream] = set()
         self._tails: dict[JobKey, Tail] = {}
         #: By the id as a hint writes it.
         self._by_id: dict[str, Tail] = {}
         #: Tails to read, and the highest head that somebody told of.
         self._dirty: dict[Tail, int] = {}
+        #: The same of tails that are fed here; looked at together, a little later.
+        self._doubtful: dict[Tail, int] = {}
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -112,13 +77,19 @@ class Streams:
             await self._follow()
 
     async def _beat(self) -> None:
-        """Wake the readers of tails that have been silent."""
+        """Wake the readers of tails that have been silent, and let go of those that take nothing."""
         now = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(self.heartbeat / 4)
+            await asyncio.sleep(min(self.heartbeat, _STUCK) / 4)
             for tail in self._tails.values():
                 if now() >= tail.woken_at + self.silence:
                     tail.wake()
+            self._let_go(now() - _STUCK)
+
+    def _let_go(self, since: float) -> None:
+        # Looked at together, now and then: a timer for each write would cost more than the write.
+        for stream in [one for one in self._open if one.writing_since <= since]:
+            stream.let_go()
 
     async def _follow(self) -> None:
         now = asyncio.get_running_loop().time
@@ -156,28 +127,45 @@ class Streams:
             self.wake(batch.key)
             return
         events = enumerate(batch.events, first)
-        tail.extend(
-            [Event(seq=seq, attempt=batch.attempt, type=event.type, body=event.body) for seq, event in events],
-            self.heartbeat,
-        )
+        tail.fed_here = True
+        tail.extend([Event(seq=seq, attempt=batch.attempt, type=event.type, body=event.body) for seq, event in events])
 
-    async def open(self, key: JobKey, after: int, *, job: Job | None = None) -> "Stream":
-        """A stream of the events after a cursor. Close it. A caller that has just read the job may bring it.
+    async def open(
+        self, key: JobKey, after: int | None, *, compact: bool | None = None, job: Job | None = None
+    ) -> "Stream":
+        """A stream of the events after a cursor, None being the head. Close it. A caller that knows the job brings it.
 
+        compact: True leaves out what a restart has voided, as does None from the beginning; False gives each event a
+        frame of its own, however far behind the reader is.
         Raises NotFound; InvalidCursor for one past the head; StreamExpired when the events are past their retention.
         """
         job = job or await self._jobs.get(key)
+        after = job.head if after is None else after
         if after > job.head:
             raise InvalidCursor(f"{after} is past the last event, {job.head}", past_head=True)
         if job.events_pruned_at is not None:
-            raise StreamExpired("the events are past their retention; the job itself has the result")
+            raise StreamExpired(
+                "the events are past their retention; the job itself has the result", job_id=show_id("job", key.id)
+            )
+        restarts: Sequence[Restart] = ()
+        if job.attempt > 1 and (compact or (compact is None and after == 0)):
+            restarts = _restarts(await self._events.told(key, head=job.head, types=["attempt"]))
         tail = self._tails.get(key)
         if tail is None:
-            tail = self._tails[key] = self._by_id[str(key.id)] = Tail(key, job.head)
+            tail = self._tails[key] = self._by_id[str(key.id)] = Tail(key, job.head, self.heartbeat)
         tail.readers += 1
         # Registered first, read afterwards: what is committed in between is seen by one of the two.
         self.wake(key)
-        return Stream(self, self._events, tail, after, ended=job.state.final and after == job.head)
+        stream = Stream(self, self._events, tail, after, ended=job.state.final and after == job.head)
+        stream.merges, stream.restarts = compact is not False, restarts
+        self._open.add(stream)
+        return stream
+
+    async def text(self, job: Job) -> str | None:
+        """What the job has said up to its head; None once its events are past their retention."""
+        if job.events_pruned_at is not None:
+            return None
+        return said(await self._events.told(job.key, head=job.head, types=["chunk", "attempt"])).text
 
     async def wait_for_end(self, key: JobKey, seconds: float) -> None:
         """Wait until the job is final, at most so long. Raises NotFound."""
@@ -199,9 +187,12 @@ class Streams:
         self.draining = True
         for tail in self._tails.values():
             tail.wake()
+        loop = asyncio.get_running_loop()
+        loop.call_later(_LAST_WRITE, lambda: self._let_go(loop.time()))
 
-    def release(self, tail: Tail) -> None:
+    def release(self, stream: "Stream", tail: Tail) -> None:
         """A reader has gone."""
+        self._open.discard(stream)
         tail.readers -= 1
         if tail.readers == 0:
             self._tails.pop(tail.key, None)
@@ -217,7 +208,8 @@ class Streams:
             tail = self._tails.get(key)
             if tail is None or tail.head != cursors[key]:
                 continue
-            tail.extend(events, self.heartbeat)
+            tail.fed_here = False
+            tail.extend(events)
             if len(events) == _ROUND:
                 self.wake(key)
 
@@ -236,8 +228,20 @@ class Streams:
         for pair in payload.split(","):
             identity, _, head = pair.partition(":")
             tail = self._by_id.get(identity)
-            if tail is not None and int(head) > tail.head:
+            if tail is None or int(head) <= tail.head:
+                continue
+            if not tail.fed_here:
                 self._mark(tail, int(head))
+                continue
+            if not self._doubtful:
+                asyncio.get_running_loop().call_later(_OWN_HINT_DELAY, self._settle)
+            self._doubtful[tail] = max(int(head), self._doubtful.get(tail, 0))
+
+    def _settle(self) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        for tail, head in doubtful.items():
+            if head > tail.head and tail.readers:
+                self._mark(tail, head)
 
     def _mark(self, tail: Tail, head: int) -> None:
         self._dirty[tail] = max(head, self._dirty.get(tail, 0))
@@ -247,68 +251,101 @@ class Streams:
 class Stream:
     """One reader: an async iterator of bytes to send. It ends after the final event, or when the server drains."""
 
+    #: More than one chunk that waits becomes one frame; what these void is left out.
+    merges = True
+    restarts: Sequence[Restart] = ()
+    #: What is said in silence.
+    heartbeat = sse.HEARTBEAT
+    #: Given back with the stream.
+    place: Place | None = None
+    #: When the write that is under way began, by the loop's clock; and what ends it.
+    writing_since = math.inf
+
     def __init__(self, streams: Streams, events: EventStore, tail: Tail, after: int, *, ended: bool) -> None:
         #: The cursor already stands on the final event: there is nothing to say, and never will be.
         self.ended = ended
+        self.let_go: Callable[[], object] = self.close
         self._streams = streams
         self._events = events
         self._tail = tail
-        self._cursor = after
+        #: seq of the last event that was looked at, and of the last that was told: what lies between is void.
+        self._cursor = self._told = after
+        self._limit = _BEHIND
         self._closed = False
         self._now = asyncio.get_running_loop().time
         self._said_at = self._now()
-        #: Read from the log and not yet sent: a reader that is behind reads nothing twice.
-        self._read: list[tuple[bytes, bool]] = []
+        self._until = self._said_at + _AGE * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
 
     def __aiter__(self) -> "Stream":
         return self
 
     async def __anext__(self) -> bytes:
+        tail = self._tail
         while not self.ended:
             if self._streams.draining:
-                self.ended = True
-                return sse.retry(random.randrange(2000))  # noqa: S311 - so that not all come back at once
-            if frames := await self._next():
-                return self._some(frames)
-            if self._tail.gone:
+                return self._come_back()
+            if self._cursor == self._told == tail.head - 1 and tail.last:
+                # At the head: the one frame that all of them share.
+                self._told = self._cursor = tail.head
+                self._said_at = self._now()
+                self.ended = tail.ended
+                return tail.last
+            if self._cursor < tail.head:
+                try:
+                    events = tail.after(self._cursor) if self._cursor >= tail.base else await self._behind()
+                except OUTAGES:
+                    return self._come_back()
+                if events:
+                    if block := self._write(events):
+                        return block
+                    continue
+            if tail.gone:
                 # Retention or erasure came in between; the reader asks again and is told so.
                 break
+            if self._said_at >= self._until:
+                return self._come_back()
             # No timer per event: a beat wakes those that have been silent for long.
-            await self._tail.change()
-            if self._now() >= self._said_at + self._streams.silence and not await self._next():
-                self._said_at = self._now()
-                return sse.HEARTBEAT
+            await tail.change()
+            if tail.head <= self._cursor and (now := self._now()) >= self._said_at + self._streams.silence:
+                self._said_at = now
+                return self.heartbeat
         raise StopAsyncIteration
 
     def close(self) -> None:
         """Stop reading. A second call does nothing."""
         if not self._closed:
             self._closed = True
-            self._streams.release(self._tail)
+            self._streams.release(self, self._tail)
+            if self.place is not None:
+                self.place.leave()
 
-    async def _next(self) -> list[tuple[bytes, bool]]:
-        if self._read:
-            return self._read
-        if self._cursor >= self._tail.base:
-            return self._tail.after(self._cursor)
-        key = self._tail.key
-        events = (await self._events.read({key: self._cursor}, limit=_BEHIND)).get(key, [])
+    def _come_back(self) -> bytes:
+        """The last that is said by a stream that goes on elsewhere; its reader has the cursor."""
+        self.ended = True
+        return sse.retry(random.randrange(2000))  # noqa: S311 - so that not all come back at once
+
+    async def _behind(self) -> list[Event]:
+        """What comes next for a reader that is behind the ring, from the log."""
+        events = await self._events.history(self._tail.key, self._cursor, limit=self._limit)
         self._tail.gone = self._tail.gone or not events
-        job_id, heartbeat = self._tail.job_id, self._streams.heartbeat
-        self._read = [(sse.frame(job_id, event, heartbeat), event.final) for event in events]
-        return self._read
+        return events
 
-    def _some(self, frames: list[tuple[bytes, bool]]) -> bytes:
-        """As many frames as one write may hold, at least one."""
-        taken: list[bytes] = []
-        size = 0
-        for frame, final in frames:
-            if taken and size + len(frame) > _WRITE:
-                break
-            taken.append(frame)
-            size += len(frame)
-            self.ended = self.ended or final
+    def _write(self, events: list[Event]) -> bytes:
+        """As much of these as one write may hold. The rest is not kept: a reader that is stuck holds one write."""
+        if self.merges:
+            write = joined(events, self._told, self._tail.frame, restarts=self.restarts)
+        else:
+            write = single(events, self._told, self._tail.frame)
+        whole = write.taken == len(events)
+        self._limit = min(_FAR_BEHIND, 2 * self._limit if whole else write.taken + write.taken // 4 + 1)
+        self._cursor = events[write.taken - 1].seq
+        self._told = write.told
         self._said_at = self._now()
-        self._cursor += len(taken)
-        self._read = self._read[len(taken) :]
-        return b"".join(taken)
+        self.ended = events[write.taken - 1].final
+        return write.block
+
+
+def _restarts(events: Sequence[Event]) -> list[Restart]:
+    """Those of a job's `attempt` events that void what was told before them."""
+    bodies = [(event.seq, msgspec.json.decode(event.body)) for event in events]
+    return [Restart(seq, body["keep"]) for seq, body in bodies if body["mode"] == "restart"]

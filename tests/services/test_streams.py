@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from lives import T0, Lives, at, batch, chunk, ending, in_the_background, until
 
-from tramontane import sse
+from tramontane import sse, tail, tiling
 from tramontane import streams as module
 from tramontane.database import Database
 from tramontane.errors import InvalidCursor, NotFound, StreamExpired
@@ -17,6 +17,7 @@ from tramontane.listener import Callback, Listener
 from tramontane.models import Attempt, Event, Job, JobKey, NewEvent, State
 from tramontane.store import EventStore
 from tramontane.streams import Stream, Streams
+from tramontane.wire import utf16_length
 
 
 class Hints(Listener):
@@ -37,13 +38,22 @@ class Hints(Listener):
 
 
 class Counted(EventStore):
-    """The real log, and how often it was read."""
+    """The real log, how often a read of it began, and how often one ended."""
 
     reads = 0
+    ended = 0
 
     async def read(self, cursors: dict[JobKey, int], *, limit: int = 500) -> dict[JobKey, list[Event]]:
         self.reads += 1
-        return await super().read(cursors, limit=limit)
+        events = await super().read(cursors, limit=limit)
+        self.ended += 1
+        return events
+
+    async def history(self, key: JobKey, after: int, *, limit: int) -> list[Event]:
+        self.reads += 1
+        events = await super().history(key, after, limit=limit)
+        self.ended += 1
+        return events
 
 
 @pytest.fixture
@@ -133,6 +143,52 @@ async def test_what_was_appended_here_is_handed_over_without_being_read_again(li
         await reader.read(5)
         assert reader.ids == [1, 2, 3, 4, 5]
         assert log.reads == 2
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_a_hint_may_come_before_what_was_appended_here_is_handed_over(
+    lives: Lives, hints: Hints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HINT_DELAY", 0.0)
+    log = Counted(lives.pool)
+    streams = Streams(lives.jobs, log, hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+
+        async def looked() -> bool:
+            return log.ended == 2  # as above; from here on nothing is read that nobody asks for
+
+        await until(looked)
+        for number in (1, 2, 3):
+            written = batch(attempt, number, chunk("x"))
+            [head] = await lives.events.append([written], T0)
+            assert head is not None
+            if number > 1:  # by now the job is known as one of this process
+                read = log.reads
+                hints.hint(f"{attempt.job.key.id}:{head}")
+                for _ in range(5):  # time enough to read it
+                    await lives.log(attempt.job.key)
+                assert log.reads == read
+            streams.appended(written, head)
+            await reader.read(head)
+        assert reader.ids == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("never_polled")
+async def test_what_another_process_writes_to_a_job_of_this_one_comes_by_its_hint(lives: Lives, hints: Hints) -> None:
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        written = batch(attempt, 1, chunk("x"))
+        assert await lives.events.append([written], T0) == [2]
+        streams.appended(written, 2)
+        await reader.read(2)
+        cancelled = await lives.jobs.cancel(attempt.job.key, T0)
+        hints.hint(f"{attempt.job.key.id}:{cancelled.head}")
+        await reader.rest()
+        assert reader.messages[-1].event == "error"
 
 
 @pytest.mark.usefixtures("never_polled")
@@ -356,9 +412,9 @@ async def test_a_failing_database_is_asked_again(lives: Lives, hints: Hints, mon
 async def test_a_reader_far_behind_the_ring_reads_the_log_and_misses_nothing(
     lives: Lives, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RING", 2000)
+    monkeypatch.setattr(tail, "_RING", 2000)
     monkeypatch.setattr(module, "_ROUND", 7)
-    monkeypatch.setattr(module, "_WRITE", 900)
+    monkeypatch.setattr(tiling, "WRITE", 900)
     attempt = await lives.running()
     async with reading(streams, attempt.job.key) as slow, reading(streams, attempt.job.key) as fast:
         await slow.read(1)
@@ -372,6 +428,138 @@ async def test_a_reader_far_behind_the_ring_reads_the_log_and_misses_nothing(
         await slow.rest()
         await fast.rest()
     assert slow.ids == fast.ids == list(range(1, 53))
+
+
+async def told(lives: Lives, attempt: Attempt, number: int, *texts: str) -> None:
+    """Write chunks that follow on each other, and on what is there."""
+    off = sum(
+        utf16_length(msgspec.json.decode(event.body).get("content", "")) for event in await lives.log(attempt.job.key)
+    )
+    events = []
+    for text in texts:
+        events.append(chunk(text, off))
+        off += utf16_length(text)
+    assert await lives.events.append([batch(attempt, number, *events)], T0) != [None]
+
+
+async def test_a_reader_that_is_behind_gets_adjacent_chunks_as_one(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    await told(lives, attempt, 1, "a", "😀", "c")
+    async with reading(streams, attempt.job.key) as reader, reading(streams, attempt.job.key, 2) as other:
+        await reader.read(2)
+        await other.read(1)
+        await told(lives, attempt, 2, "d", "e")
+        streams.wake(attempt.job.key)
+        await reader.read(3)
+        await other.read(2)
+    first, second = (msgspec.json.decode(message.data) for message in reader.messages[1:])
+    assert (first["from"], first["seq"], first["off"], first["content"]) == (2, 4, 0, "a😀c")
+    assert (second["from"], second["seq"], second["off"], second["content"]) == (5, 6, 4, "de")
+    assert [msgspec.json.decode(message.data)["from"] for message in other.messages] == [3, 5]
+
+
+async def test_a_reader_at_the_head_gets_every_chunk_as_it_comes(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as reader:
+        await reader.read(1)
+        for number, text in enumerate("abc", 1):
+            await told(lives, attempt, number, text)
+            streams.wake(attempt.job.key)
+            await reader.read(1 + number)
+    assert reader.ids == [1, 2, 3, 4]
+    assert all("from" not in msgspec.json.decode(message.data) for message in reader.messages)
+
+
+async def test_who_asks_for_it_gets_each_event_in_a_frame_of_its_own(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    await told(lives, attempt, 1, *"abcdef")
+    stream = await streams.open(attempt.job.key, 0, compact=False)
+    reader = Reader(stream)
+    await reader.read(7)
+    stream.close()
+    assert reader.ids == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def restarted(lives: Lives) -> Attempt:
+    """A job that said "abc", was restarted from "a", and has said "ax" since: events 1 to 6."""
+    attempt = await lives.running()
+    await told(lives, attempt, 1, *"abc")
+    again = NewEvent("attempt", b'{"mode":"restart","keep":1,"reason":"stall"}')
+    await lives.events.append([batch(attempt, 2, again, chunk("x", 1))], T0)
+    await lives.pool.execute("UPDATE jobs SET attempt = 2 WHERE id = $1", attempt.job.key.id)
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("after", "compact", "spans"),
+    [
+        (0, None, [(1, 1), (2, 2), (3, 5), (6, 6)]),
+        (0, True, [(1, 1), (2, 2), (3, 5), (6, 6)]),
+        (2, True, [(3, 5), (6, 6)]),
+        (3, True, [(4, 5), (6, 6)]),
+        (2, None, [(3, 4), (5, 5), (6, 6)]),
+        (0, False, [(number, number) for number in range(1, 7)]),
+    ],
+)
+async def test_what_a_restart_has_voided_is_left_out_and_covered(
+    lives: Lives, streams: Streams, after: int, compact: bool | None, spans: list[tuple[int, int]]
+) -> None:
+    attempt = await restarted(lives)
+    stream = await streams.open(attempt.job.key, after, compact=compact)
+    reader = Reader(stream)
+    await reader.read(len(spans))
+    stream.close()
+    events = [msgspec.json.decode(message.data) for message in reader.messages]
+    assert [(event.get("from", event["seq"]), event["seq"]) for event in events] == spans
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 4])
+async def test_what_is_left_out_is_covered_wherever_a_read_ends(
+    lives: Lives, streams: Streams, monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    monkeypatch.setattr(module, "_BEHIND", at_a_time)
+    monkeypatch.setattr(module, "_FAR_BEHIND", at_a_time)
+    attempt = await lives.running()
+    async with reading(streams, attempt.job.key) as first:  # from here on the ring has it
+        await first.read(1)
+        await told(lives, attempt, 1, *"abc")
+        again = NewEvent("attempt", b'{"mode":"restart","keep":0,"reason":"stall"}')
+        await lives.events.append([batch(attempt, 2, again)], T0)
+        await lives.pool.execute("UPDATE jobs SET attempt = 2 WHERE id = $1", attempt.job.key.id)
+        streams.wake(attempt.job.key)
+        while first.ids[-1] < 5:
+            await first.read(len(first.ids) + 1)
+        async with reading(streams, attempt.job.key) as second:
+            await second.read(2)
+    assert [msgspec.json.decode(message.data).get("from") for message in second.messages] == [None, 2]
+    assert second.ids == [1, 5]
+
+
+async def test_a_stream_may_begin_at_the_head(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    await told(lives, attempt, 1, "a")
+    stream = await streams.open(attempt.job.key, None)
+    reader = Reader(stream)
+    await told(lives, attempt, 2, "b")
+    streams.wake(attempt.job.key)
+    await reader.read(1)
+    stream.close()
+    assert reader.ids == [3]
+
+
+async def test_a_reader_that_is_behind_keeps_one_write_in_memory_and_no_more(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    await lives.events.append([batch(attempt, 1, *[chunk("x" * 10_000) for _ in range(60)])], T0)
+    async with reading(streams, attempt.job.key) as reader:
+        block = await anext(reader.stream)
+        held = [value for value in vars(reader.stream).values() if isinstance(value, list | bytes)]
+    assert len(block) <= 16 * 1024
+    assert held == []
+
+
+async def test_text_so_far_is_what_readers_see(lives: Lives, streams: Streams) -> None:
+    attempt = await restarted(lives)
+    assert await streams.text(await lives.jobs.get(attempt.job.key)) == "ax"
 
 
 async def test_one_write_is_bounded_and_holds_at_least_one_frame(lives: Lives, streams: Streams) -> None:
@@ -414,6 +602,53 @@ async def test_draining_ends_all_streams_with_a_wish_when_to_come_back(lives: Li
         assert [block async for block in reader.stream] == []
         await other.rest()
         assert other.messages == []
+
+
+async def test_a_connection_ends_when_it_is_old_and_its_reader_comes_back(
+    lives: Lives, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = await lives.running()
+    with monkeypatch.context() as brief:
+        brief.setattr(module, "_AGE", 0.0)
+        async with reading(streams, attempt.job.key) as old:
+            first, last = [block async for block in old.stream]
+    assert last.startswith(b"retry: ")
+    [message] = sse.Parser().feed(first)
+    await write(lives, attempt, 1)
+    async with reading(streams, attempt.job.key, int(message.id)) as young:
+        await young.read(1)
+    assert young.ids == [2]
+
+
+async def test_a_database_that_is_away_ends_a_stream_properly(lives: Lives, hints: Hints) -> None:
+    class Away(EventStore):
+        async def history(self, key: JobKey, after: int, *, limit: int) -> list[Event]:
+            raise ConnectionError("away")
+
+    streams = Streams(lives.jobs, Away(lives.pool), hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with in_the_background(streams.run()), reading(streams, attempt.job.key) as reader:
+        last = [block async for block in reader.stream]
+    assert [block.startswith(b"retry: ") for block in last] == [True]
+
+
+async def test_a_write_that_takes_too_long_is_let_go(
+    lives: Lives, hints: Hints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STUCK", 0.02)
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=30.0)
+    attempt = await lives.running()
+    async with (
+        in_the_background(streams.run()),
+        reading(streams, attempt.job.key) as stuck,
+        reading(streams, attempt.job.key) as well,
+    ):
+        gone = asyncio.Event()
+        stuck.stream.let_go = gone.set
+        well.stream.let_go = lambda: pytest.fail("this one writes nothing")
+        stuck.stream.writing_since = asyncio.get_running_loop().time()
+        async with asyncio.timeout(5):
+            await gone.wait()
 
 
 Deletion = Callable[[Lives, JobKey], Awaitable[object]]

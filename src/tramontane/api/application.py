@@ -1,36 +1,51 @@
 """The ASGI application: routes, problem documents, CORS."""
 
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
-import tramontane
 from tramontane.api import problems
 from tramontane.api.guard import Guard
+from tramontane.api.playground import router as playground
+from tramontane.api.responses import AFTERWARDS
 from tramontane.api.routes import router
 from tramontane.api.schemas import COMPONENTS
+from tramontane.api.webhook_history import router as webhook_history
+from tramontane.api.webhook_routes import router as webhooks
+from tramontane.api.webhook_schemas import COMPONENTS as WEBHOOK_COMPONENTS
 from tramontane.app import App
 
 
 class _API(FastAPI):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        afterwards: list[Callable[[Receive, Send], Awaitable[None]]] = []
+        scope[AFTERWARDS] = afterwards
+        await super().__call__(scope, receive, send)
+        for go_on in afterwards:
+            await go_on(receive, send)
+
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        document["components"]["schemas"] |= COMPONENTS
+        document["components"]["schemas"] |= COMPONENTS | WEBHOOK_COMPONENTS
         return document
 
 
 def create_api(app: App) -> FastAPI:
     """The HTTP face of a running app."""
-    api = _API(title="Tramontane", version=tramontane.__version__, redoc_url=None)
+    api = _API(title="Tramontane", version=version("tramontane"), redoc_url=None)
     api.state.app = app
-    api.include_router(router)
+    for routes in (router, webhooks, webhook_history, playground):
+        api.include_router(routes)
     problems.install(api)
     if app.settings.cors_origins:
         api.add_middleware(
             CORSMiddleware,
             allow_origins=list(app.settings.cors_origins),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
             expose_headers=["Content-Location", "Location", "Retry-After", "X-Job-Id", "X-Stream-Retention-Seconds"],
         )

@@ -12,15 +12,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tramontane.errors import (
     BodyTooLarge,
+    CallbackBlocked,
     Conflict,
     DatabaseError,
     IdempotencyMismatch,
     InvalidCursor,
     InvalidInput,
     InvalidJSON,
+    InvalidSignature,
+    InvalidTicket,
     NotAllowed,
     NotFound,
+    SecretsLocked,
     StreamExpired,
+    TooManyStreams,
     TramontaneError,
 )
 from tramontane.listener import OUTAGES
@@ -38,8 +43,17 @@ _STATUS: Final[tuple[tuple[type[TramontaneError], int, str], ...]] = (
     (IdempotencyMismatch, 422, "Idempotency-Key reused"),
     (StreamExpired, 410, "Stream expired"),
     (Conflict, 409, "Conflict"),
+    (InvalidSignature, 400, "Invalid signature"),
+    (InvalidTicket, 401, "Invalid ticket"),
+    (TooManyStreams, 429, "Too many streams"),
     (DatabaseError, 503, "Database unavailable"),
+    (SecretsLocked, 503, "Secrets locked"),
 )
+_HEADERS: Final = {
+    DatabaseError.code: {"retry-after": "2"},
+    TooManyStreams.code: {"retry-after": "5"},
+    InvalidTicket.code: {"www-authenticate": "Ticket"},
+}
 _MEDIA_TYPE: Final = "application/problem+json"
 _FAULT: Final = "a fault in Tramontane; its log tells more"
 
@@ -55,13 +69,11 @@ def install(api: FastAPI) -> None:
     api.add_middleware(Faults)
 
 
-def problem(status: int, title: str, code: str, detail: str, *, field: str | None = None) -> Response:
-    """A problem document."""
+def problem(status: int, title: str, code: str, detail: str, **more: str | None) -> Response:
+    """A problem document, with the members of `more` that are not None."""
     fields = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
-    if field is not None:
-        fields["field"] = field
-    headers = {"retry-after": "2"} if status == 503 else None
-    return Response(msgspec.json.encode(fields), status, headers, media_type=_MEDIA_TYPE)
+    fields |= {name: value for name, value in more.items() if value is not None}
+    return Response(msgspec.json.encode(fields), status, _HEADERS.get(code), media_type=_MEDIA_TYPE)
 
 
 def response_to(error: TramontaneError) -> Response:
@@ -69,8 +81,12 @@ def response_to(error: TramontaneError) -> Response:
     status, title = next(((s, t) for kind, s, t in _STATUS if isinstance(error, kind)), (500, "Internal error"))
     if isinstance(error, InvalidCursor):
         status = 409 if error.past_head else 400
-    field = error.field if isinstance(error, InvalidInput) and error.field else None
-    return problem(status, title, error.code, error.message, field=field)
+    more = {"field": error.field or None} if isinstance(error, InvalidInput) else {}
+    if isinstance(error, CallbackBlocked):
+        more |= {"rule": error.rule, "hint": error.hint or None}
+    if isinstance(error, StreamExpired) and error.job_id:
+        more |= {"statusUrl": f"/api/jobs/{error.job_id}"}
+    return problem(status, title, error.code, error.message, **more)
 
 
 async def _ours(_: Request, error: Exception) -> Response:

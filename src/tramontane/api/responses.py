@@ -2,16 +2,21 @@
 
 import asyncio
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Final
 
+import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tramontane import sse
 from tramontane.streams import Stream, Streams
 
-#: A reader that takes nothing for this long (seconds) is let go; it resumes by its cursor.
-_STUCK: Final = 30.0
+#: Where a request's scope has a list of what goes on once all layers are done. Middleware has its say on a head; after
+#: that each frame would cost a call of every layer, and each idle reader their memory.
+AFTERWARDS: Final = "tramontane.afterwards"
+
 _FULL: Final = 8 * 1024  # bytes of a write that others are likely to follow at once
 
 
@@ -28,46 +33,44 @@ class EventStreamResponse(Response):
         self._stream = stream
         self._heartbeat = streams.heartbeat
         self._now = asyncio.get_running_loop().time
-        #: When the write that is under way began.
-        self._since = math.inf
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's three
+        """Send the head; what follows it is told once this has returned."""
+        with ExitStack() as stack:
+            stack.callback(self._stream.close)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+                return
+            scope[AFTERWARDS].append(self.tell)
+            stack.pop_all()
+
+    async def tell(self, receive: Receive, send: Send) -> None:
+        """Send what comes after the head, by the server's own `send`."""
+        stream = self._stream
         try:
-            async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(self._send(send))
-                watching = [
-                    tasks.create_task(_left(receive, sending)),
-                    tasks.create_task(self._let_go_of_the_stuck(sending)),
-                ]
-                await asyncio.wait([sending])
-                for task in watching:
-                    task.cancel()
+            with anyio.CancelScope() as reading:
+                stream.let_go = reading.cancel
+                async with asyncio.TaskGroup() as tasks:
+                    watching = tasks.create_task(_left(receive, reading.cancel))
+                    await self._send(stream, send)
+                    watching.cancel()
         finally:
-            self._stream.close()
+            stream.close()
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await self._write(send, sse.opening(self._heartbeat))
-        async for block in self._stream:
-            await self._write(send, block)
+    async def _send(self, stream: Stream, send: Send) -> None:
+        await send({"type": "http.response.body", "body": sse.opening(self._heartbeat), "more_body": True})
+        async for block in stream:
+            stream.writing_since = self._now()
+            await send({"type": "http.response.body", "body": block, "more_body": True})
+            stream.writing_since = math.inf
+            if len(block) >= _FULL:
+                # There is more, and the socket may take everything at once; others have their turn all the same.
+                await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _write(self, send: Send, block: bytes) -> None:
-        self._since = self._now()
-        await send({"type": "http.response.body", "body": block, "more_body": True})
-        self._since = math.inf
-        if len(block) >= _FULL:
-            # There is more, and the socket may take everything at once; others have their turn all the same.
-            await asyncio.sleep(0)
 
-    async def _let_go_of_the_stuck(self, sending: "asyncio.Task[None]") -> None:
-        # Looked at now and then: a timer for each write would cost more than the write.
-        while self._now() - self._since < _STUCK:  # noqa: ASYNC110
-            await asyncio.sleep(_STUCK / 4)
-        sending.cancel()
-
-
-async def _left(receive: Receive, sending: "asyncio.Task[None]") -> None:
+async def _left(receive: Receive, leave: Callable[[], object]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    sending.cancel()
+    leave()

@@ -36,6 +36,7 @@ async def serving(app: App, bound: socket.socket) -> AsyncIterator[None]:
             yield
         finally:
             app.streams.drain()
+            app.listeners.drain()
             server.should_exit = True
 
 
