@@ -75,6 +75,13 @@ async def database_url(postgres_18: EmbeddedServer) -> AsyncIterator[str]:
         yield url
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_database_url(postgres_18: EmbeddedServer) -> AsyncIterator[str]:
+    """The same for a whole module, whose tests leave nothing behind that another would mind."""
+    async with _copy_of_template(postgres_18) as url:
+        yield url
+
+
 @pytest_asyncio.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A fresh, migrated database."""

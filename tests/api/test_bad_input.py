@@ -1,6 +1,7 @@
 """What bad input gets: the right status, a problem document with a code and the field, and never its own words back."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,9 +19,18 @@ DEEP = "[" * 100_000 + "]" * 100_000
 INVALID, NOT_JSON = (422, "invalid_request"), (400, "invalid_json")
 
 
-@pytest_asyncio.fixture
-async def idle(simulator: Simulator, database_url: str) -> AsyncIterator[Face]:
-    async with facing(simulator, database_url, worker=False, body_limit=300_000) as face:
+#: A fresh Idempotency-Key for each test, since they share one database.
+KEYS = (f"key-{number}" for number in itertools.count())
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def idle(module_database_url: str) -> AsyncIterator[Face]:
+    async with (
+        Simulator(seed=1) as simulator,
+        facing(simulator, module_database_url, worker=False, body_limit=300_000) as face,
+    ):
         yield face
 
 
@@ -143,13 +153,14 @@ def long(rest: str) -> str:
 async def test_a_bad_body_is_refused_by_its_field(
     idle: Face, path: str, body: str | bytes, refusal: tuple[int, str], field: str | None
 ) -> None:
-    raw = body if isinstance(body, bytes) else body.encode()
-    for headers in ({}, {"Idempotency-Key": "a-key"}):
+    raw, key = body if isinstance(body, bytes) else body.encode(), {"Idempotency-Key": next(KEYS)}
+    before = (await idle.ask("GET", "/api/jobs?limit=1")).json["jobs"]
+    for headers in ({}, key):
         check_problem(await idle.ask("POST", path, data=raw, headers=headers), *refusal, field)
 
-    assert (await idle.ask("GET", "/api/jobs")).json["jobs"] == []
+    assert (await idle.ask("GET", "/api/jobs?limit=1")).json["jobs"] == before
     # And the server has not lost its temper.
-    assert (await idle.ask("POST", "/api/jobs", data=f"{{{M}}}", headers={"Idempotency-Key": "a-key"})).status == 202
+    assert (await idle.ask("POST", "/api/jobs", data=f"{{{M}}}", headers=key)).status == 202
 
 
 @pytest.mark.parametrize(
@@ -164,7 +175,8 @@ async def test_a_bad_body_is_refused_by_its_field(
     ],
 )
 async def test_what_only_mistral_can_judge_is_taken_as_it_is(idle: Face, body: str) -> None:
-    for headers in ({}, {"Idempotency-Key": "a-key"}, {"Idempotency-Key": "a-key"}):
+    key = {"Idempotency-Key": next(KEYS)}
+    for headers in ({}, key, key):
         assert (await idle.ask("POST", "/api/jobs", data=body, headers=headers)).status == 202
 
 
@@ -274,6 +286,7 @@ async def test_a_body_of_exactly_the_limit_is_read(idle: Face) -> None:
 # What is wrong elsewhere
 
 
+@pytest.mark.asyncio(loop_scope="function")
 async def test_a_wrong_key_of_mistral_fails_the_job_at_once_and_the_server_stays_up(database_url: str) -> None:
     async with Simulator(api_keys=["another-key"]) as simulator, facing(simulator, database_url, backoff=60.0) as face:
         for calls in (1, 2):
@@ -286,6 +299,7 @@ async def test_a_wrong_key_of_mistral_fails_the_job_at_once_and_the_server_stays
         assert (await face.ask("GET", "/readyz")).status == 200
 
 
+@pytest.mark.asyncio(loop_scope="function")
 async def test_a_database_that_is_away_is_a_503_and_all_is_well_when_it_is_back(
     simulator: Simulator, database_url: str
 ) -> None:

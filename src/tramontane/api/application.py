@@ -46,8 +46,22 @@ def create_api(app: App) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(app.settings.cors_origins),
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
-            expose_headers=["Content-Location", "Location", "Retry-After", "X-Job-Id", "X-Stream-Retention-Seconds"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "If-None-Match",
+                "Last-Event-ID",
+                "Prefer",
+            ],
+            expose_headers=[
+                "Content-Location",
+                "ETag",
+                "Location",
+                "Retry-After",
+                "X-Job-Id",
+                "X-Stream-Retention-Seconds",
+            ],
         )
     api.add_middleware(Guard, hosts=app.settings.allowed_hosts, origins=app.settings.cors_origins)
     return api
