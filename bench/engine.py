@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import load, simulator_process
-from tramontane.api import bind, serving
+from tramontane.api import serving
 from tramontane.api.schemas import new_job
 from tramontane.app import App, open_app
 from tramontane.appender import Appender, Draft
 from tramontane.ids import utc_now
 from tramontane.mistral import Delta
 from tramontane.models import Attempt, Ending, NewEvent, State
+from tramontane.ports import listen_on
 from tramontane.runner import Runner
 from tramontane.settings import Settings
 from tramontane.transcript import Transcript
@@ -141,7 +142,7 @@ async def run() -> dict[str, float]:
     figures: dict[str, float] = {}
     async with simulator_process(tokens=CHUNKS) as upstream, engine(upstream) as app:
         figures |= await pick_up(app)
-        bound = bind("127.0.0.1", 0)
+        bound = listen_on("127.0.0.1", 0)
         port: int = bound.getsockname()[1]
         async with serving(app, bound):
             figures["submits per second over HTTP"] = await submits(port)

@@ -13,7 +13,8 @@ import aiohttp
 
 from bench.engine import cpu_seconds, engine
 from bench.processes import simulator_process
-from tramontane.api import bind, serving
+from tramontane.api import serving
+from tramontane.ports import listen_on
 
 STREAMS, PACE, TOKENS = 100, 50, 400
 
@@ -72,7 +73,7 @@ async def _bare(upstream: str) -> float:
 
 async def _relayed(upstream: str) -> dict[str, float]:
     async with engine(upstream, concurrency=STREAMS) as app:
-        bound = bind("127.0.0.1", 0)
+        bound = listen_on("127.0.0.1", 0)
         async with serving(app, bound):
             await _read(bound.getsockname()[1], 10)
             ours, database = cpu_seconds(), _postgres_cpu()

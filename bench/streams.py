@@ -16,12 +16,13 @@ from typing import Any, cast
 
 from bench.engine import cpu_seconds, engine
 from bench.processes import simulator_process
-from tramontane.api import bind, serving
+from tramontane.api import serving
 from tramontane.api.schemas import new_job
 from tramontane.app import App
 from tramontane.appender import Appender, Draft
 from tramontane.ids import show_id, utc_now
 from tramontane.models import Batch, JobKey, NewEvent
+from tramontane.ports import listen_on
 from tramontane.store import EventStore
 from tramontane.wire import encode
 
@@ -120,7 +121,7 @@ async def run() -> dict[str, float]:
 async def served(upstream: str, *, worker: bool) -> AsyncIterator[tuple[App, int]]:
     """An engine with an API that lets one address have all the streams."""
     async with engine(upstream, concurrency=100, worker=worker, heartbeat=600.0, streams_per_address=10_000) as app:
-        bound = bind("127.0.0.1", 0)
+        bound = listen_on("127.0.0.1", 0)
         async with serving(app, bound):
             yield app, bound.getsockname()[1]
 

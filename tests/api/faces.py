@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 from clients import Client
 
-from tramontane.api import bind, serving, url_of
+from tramontane.api import serving
 from tramontane.app import App, open_app
+from tramontane.ports import listen_on, url_of
 from tramontane.settings import Settings
 from tramontane.simulator import Simulator
 
@@ -56,7 +57,7 @@ async def facing(
     }
     settings = Settings(**(defaults | changes))
     async with open_app(settings, worker=worker) as app:
-        bound = bind("127.0.0.1", 0)
+        bound = listen_on("127.0.0.1", 0)
         async with serving(app, bound), Face.to(url_of(bound)) as face:
             face.app, face.simulator = app, simulator
             yield face

@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 from tramontane import JobSync, Result, StreamEvent, Tramontane, TramontaneSync
-from tramontane.api import bind, serving, url_of
+from tramontane.api import serving
 from tramontane.app import open_app
 from tramontane.embedded import EmbeddedServer
+from tramontane.ports import listen_on, url_of
 from tramontane.settings import Settings
 from tramontane.simulator import Simulator
 
@@ -63,7 +64,7 @@ async def fresh_database(server: EmbeddedServer) -> AsyncIterator[str]:
 async def served(**settings: Any) -> AsyncIterator[str]:
     """The address of a server in this process."""
     async with open_app(Settings(**settings), worker=True) as app:
-        bound = bind("127.0.0.1", 0)
+        bound = listen_on("127.0.0.1", 0)
         async with serving(app, bound):
             yield url_of(bound)
 

@@ -18,9 +18,10 @@ from typing import Any
 from aiohttp import web
 
 from tramontane import telemetry
-from tramontane.api import bind, serving, url_of
+from tramontane.api import serving
 from tramontane.app import open_app
 from tramontane.mistral import MistralClient
+from tramontane.ports import listen_on, url_of
 from tramontane.settings import read_settings
 from tramontane.store import DeliveryStore, JobStore
 from tramontane.webhooks.transport import Transport
@@ -41,7 +42,7 @@ async def main(role: str) -> None:
             tell(None)
             await stop.wait()
             return
-        bound = bind(settings.host, settings.port)
+        bound = listen_on(settings.host, settings.port)
         async with serving(app, bound):
             tell(url_of(bound))
             await stop.wait()

@@ -207,7 +207,7 @@ def test_a_header_changes_some_fields_and_a_fault_replaces_a_fault() -> None:
 async def test_a_taken_port_is_one_clear_line(simulator: Simulator) -> None:
     port = int(simulator.url.rpartition(":")[2])
 
-    with pytest.raises(ConfigurationError, match=rf"^the simulator cannot listen on 127\.0\.0\.1:{port}: .*in use"):
+    with pytest.raises(ConfigurationError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*in use"):
         await Simulator(port=port).__aenter__()
 
 

@@ -13,9 +13,9 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from webhook_cases import ROOT, body_of, named
 
-from tramontane.api.server import bind
 from tramontane.errors import InvalidSignature
 from tramontane.ids import utc_now
+from tramontane.ports import listen_on
 from tramontane.webhooks.receiver import verified
 from tramontane.webhooks.signatures import Verified, new_secret, signed_headers
 
@@ -52,7 +52,7 @@ def receiver(secret: str | list[str] = SECRET, **options: Any) -> FastAPI:
 @asynccontextmanager
 async def posting(app: FastAPI) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
     """The app on a free port, and a client."""
-    bound = bind("127.0.0.1", 0)
+    bound = listen_on("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, loop="none", ws="none", lifespan="off", log_config=None))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve(sockets=[bound]))

@@ -1,6 +1,6 @@
 """The HTTP face: routes, their shapes in and out, and the server around them."""
 
 from tramontane.api.application import create_api
-from tramontane.api.server import bind, serving, url_of
+from tramontane.api.server import serving
 
-__all__ = ["bind", "create_api", "serving", "url_of"]
+__all__ = ["create_api", "serving"]

@@ -83,13 +83,14 @@ async def own_server(settings: Settings, *, worker: bool) -> "AsyncIterator[ApiC
     raised: BaseException | None = None
     async with AsyncExitStack() as stack:
         with screen.waiting("starting the engine"):
-            from tramontane.api import bind, serving, url_of
+            from tramontane.api import serving
             from tramontane.app import open_app
             from tramontane.client import ApiClient
+            from tramontane.ports import listen_on, url_of
 
             settings = dataclasses.replace(settings, grace=min(settings.grace, _GRACE))
             app = await stack.enter_async_context(open_app(settings, worker=worker))
-        bound = bind("127.0.0.1", 0)
+        bound = listen_on("127.0.0.1", 0)
         await stack.enter_async_context(serving(app, bound))
         client = await stack.enter_async_context(ApiClient(url_of(bound)))
         try:

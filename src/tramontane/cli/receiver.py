@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final
 import uvicorn
 from fastapi import Depends, FastAPI
 
-from tramontane.api import bind, url_of
 from tramontane.ids import utc_now
+from tramontane.ports import listen_on, url_of
 from tramontane.tasks import task_group
 from tramontane.webhooks.receiver import verified
 from tramontane.webhooks.signatures import Verified, new_secret
@@ -81,7 +81,7 @@ class Receiver:
 @asynccontextmanager
 async def receiving() -> AsyncIterator[Receiver]:
     """A receiver on a free port of the loopback, with a secret of its own."""
-    with bind("127.0.0.1", 0) as bound:
+    with listen_on("127.0.0.1", 0) as bound:
         receiver = Receiver(f"{url_of(bound)}{_PATH}", new_secret())
         config = uvicorn.Config(
             _application(receiver), loop="none", http="httptools", ws="none", lifespan="off", log_config=None

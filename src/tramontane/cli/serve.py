@@ -170,15 +170,15 @@ def bound_socket(settings: Settings, free: bool) -> Iterator[tuple[socket.socket
 
     free: a port was not asked for by name, so that beside a server of the same directory any other will do.
     """
-    from tramontane.api import bind
+    from tramontane.ports import listen_on
 
     beside = read_address(settings.data_dir)
     try:
-        bound = bind(settings.host, settings.port)
+        bound = listen_on(settings.host, settings.port)
     except ConfigurationError:
         if not free or beside is None:
             raise
-        bound = bind(settings.host, 0)
+        bound = listen_on(settings.host, 0)
     with bound:
         yield bound, beside
 
@@ -207,6 +207,6 @@ def _data(settings: Settings) -> str:
 
 
 def _url(bound: socket.socket) -> str:
-    from tramontane.api import url_of
+    from tramontane.ports import url_of
 
     return url_of(bound)

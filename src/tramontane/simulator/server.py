@@ -9,7 +9,7 @@ from typing import Self
 import msgspec
 from aiohttp import web
 
-from tramontane.errors import ConfigurationError
+from tramontane.ports import listen_on
 from tramontane.simulator.accounts import Accounts
 from tramontane.simulator.behaviour import Behaviour
 from tramontane.simulator.exchange import Exchange
@@ -58,20 +58,13 @@ class Simulator:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        runner = web.AppRunner(
+        bound = listen_on(self._host, self._port, remedy="free the simulator's port or choose another one")
+        self._runner = web.AppRunner(
             self._application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0, handle_signals=False
         )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise ConfigurationError(
-                f"the simulator cannot listen on {self._host}:{self._port}: {error.strerror or error}; "
-                "free the port or choose another one"
-            ) from None
-        self._runner = runner
-        self._port = runner.addresses[0][1]
+        await self._runner.setup()
+        await web.SockSite(self._runner, bound).start()
+        self._port = self._runner.addresses[0][1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
