@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tramontane.errors import InvalidInput
+from tramontane.errors import ConfigurationError, InvalidInput
 from tramontane.models import Callback
 from tramontane.settings import Settings
 from tramontane.vault import Vault
@@ -14,12 +14,17 @@ from tramontane.webhooks.signatures import check_secret
 
 
 class Callbacks:
-    """Makes callbacks of what callers send."""
+    """Makes callbacks of what callers send. Raises ConfigurationError for a default secret that cannot sign."""
 
     def __init__(self, policy: AddressPolicy, vault: Vault, settings: Settings) -> None:
         self._policy = policy
         self._vault = vault
         self._settings = settings
+        try:
+            if settings.webhook_secret:
+                check_secret(settings.webhook_secret, "TRAMONTANE_WEBHOOK_SECRET")
+        except InvalidInput as error:
+            raise ConfigurationError(error.message) from None
 
     def make(
         self,

@@ -162,17 +162,10 @@ class Sender:
 
     async def _record(self, tried: Tried) -> None:
         """Write what came of it, waiting out an outage: a result that is lost would be a request made twice."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
-        while True:
-            try:
-                recorded = await self._records.add(tried)
-            except OUTAGES as error:
-                if loop.time() > deadline:
-                    raise
-                log(logger, logging.WARNING, "delivery.unrecorded", error=type(error).__name__)
-                await asyncio.sleep(0.5)
-            else:
-                if not recorded:
-                    log(logger, logging.INFO, "delivery.overtaken", delivery=show_id("dlv", tried.sendable.id))
-                return
+        shown = show_id("dlv", tried.sendable.id)
+
+        def failed(error: Exception) -> None:
+            log(logger, logging.WARNING, "delivery.unrecorded", delivery=shown, error=type(error).__name__)
+
+        if not await self._records.insist(tried, patience=_PATIENCE, failed=failed):
+            log(logger, logging.INFO, "delivery.overtaken", delivery=shown)

@@ -2,7 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+#: Seconds between two tries of what must not be lost.
+_PAUSE: Final = 0.5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,6 +41,22 @@ class GroupCommit(Generic[Item, Result]):
         self._waiting.append((item, future))
         self._news.set()
         return await future
+
+    async def insist(self, item: Item, *, patience: float, failed: Callable[[Exception], None]) -> Result:
+        """`add`, once more whenever that fails, for so many seconds; then the failure is raised.
+
+        For what may be written twice and must not be lost. failed: told of each failure that another try follows.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while True:
+            try:
+                return await self.add(item)
+            except Exception as error:
+                if loop.time() > deadline:
+                    raise
+                failed(error)
+                await asyncio.sleep(_PAUSE)
 
     async def run(self) -> None:
         """Write groups until cancelled. Whoever still waits then is cancelled too."""

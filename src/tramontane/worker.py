@@ -213,20 +213,14 @@ class Worker:
 
     async def _end(self, ending: Ending) -> Job:
         """Write the ending, waiting out an outage: `end` may be repeated, and finds its own ending."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _ENDING_PATIENCE
-        while True:
-            try:
-                outcome = await self._endings.add(ending)
-            except Exception as error:
-                if loop.time() > deadline:
-                    raise
-                log(logger, logging.WARNING, "ending.failed", job=show_id("job", ending.key.id), error=error)
-                await asyncio.sleep(0.5)
-            else:
-                if isinstance(outcome, AttemptLost):
-                    raise outcome
-                return outcome
+
+        def failed(error: Exception) -> None:
+            log(logger, logging.WARNING, "ending.failed", job=show_id("job", ending.key.id), error=error)
+
+        outcome = await self._endings.insist(ending, patience=_ENDING_PATIENCE, failed=failed)
+        if isinstance(outcome, AttemptLost):
+            raise outcome
+        return outcome
 
     async def _call_hooks(self, job: Job) -> None:
         for hook in self._hooks[job.state]:

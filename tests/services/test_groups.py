@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 from lives import at_once, in_the_background
 
+from tramontane import groups as module
 from tramontane.groups import GroupCommit
 
 
@@ -130,3 +131,33 @@ async def test_when_it_ends_nobody_waits_for_ever(during: str) -> None:
         running.cancel()
     await asyncio.wait(callers, timeout=2)
     assert all(caller.cancelled() for caller in callers)
+
+
+async def test_who_insists_is_written_once_the_writing_goes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    answers: list[Exception | str] = [ConnectionError("away"), ConnectionError("away"), "A"]
+    told: list[Exception] = []
+
+    async def write(items: Sequence[str]) -> list[str]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer]
+
+    group = GroupCommit[str, str](write, outages=(ConnectionError,))
+    async with in_the_background(group.run()):
+        assert await group.insist("a", patience=60.0, failed=told.append) == "A"
+    assert [str(error) for error in told] == ["away", "away"]
+
+
+async def test_patience_ends_with_the_failure_itself() -> None:
+    told: list[Exception] = []
+
+    async def write(items: Sequence[str]) -> list[str]:
+        raise ConnectionError("away")
+
+    group = GroupCommit[str, str](write, outages=(ConnectionError,))
+    async with in_the_background(group.run()):
+        with pytest.raises(ConnectionError, match="away"):
+            await group.insist("a", patience=-1.0, failed=told.append)
+    assert told == []

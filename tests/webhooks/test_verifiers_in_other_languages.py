@@ -34,12 +34,12 @@ def verifier(name: str) -> str:
     return str(block)
 
 
-def tool(*names: str, needed: bool = False) -> str:
-    """The path of the first of these programs that is there. Without: a skip; in CI a failure, if it is needed."""
+def tool(*names: str) -> str:
+    """The path of the first of these programs that is there. Without it a test skips, and in CI it fails."""
     for name in names:
         if found := shutil.which(name):
             return found
-    if needed and "CI" in os.environ:  # noqa: TID251  # the one thing a test asks of its surroundings
+    if "CI" in os.environ:  # noqa: TID251  # the one thing a test asks of its surroundings
         pytest.fail(f"{names[0]} is not on the PATH")
     pytest.skip(f"{names[0]} is not on the PATH")
 
@@ -117,18 +117,18 @@ def test_bash_with_openssl(tmp_path: Path) -> None:
         lines.append(f"NOW={call['now']}; if verify_webhook {arguments}; then v=true; else v=false; fi")
         lines.append(f"echo {call['name']} $v")
     (tmp_path / "driver.sh").write_text("\n".join(lines), "utf-8")
-    tool("openssl", needed=True)
+    tool("openssl")
 
-    assert verdicts(run(tool("bash", needed=True), "driver.sh", cwd=tmp_path)) == EXPECTED
+    assert verdicts(run(tool("bash"), "driver.sh", cwd=tmp_path)) == EXPECTED
 
 
 def test_the_line_of_openssl_makes_the_signature_of_the_body(tmp_path: Path) -> None:
     [line] = re.findall(r"```bash\n(openssl dgst.*?)```", PAGE, re.DOTALL)
     sent = named("sent")
     (tmp_path / "body.json").write_bytes(body_of(sent))
-    tool("openssl", needed=True)
+    tool("openssl")
 
-    made = run(tool("bash", needed=True), "-c", line, cwd=tmp_path, SECRET=sent["secret"])
+    made = run(tool("bash"), "-c", line, cwd=tmp_path, SECRET=sent["secret"])
 
     assert made.strip() == sent["headers"]["X-Webhook-Signature"]
 
@@ -209,7 +209,7 @@ def test_go(tmp_path: Path) -> None:
 
 
 def test_the_javascript_client_passes_its_tests() -> None:
-    output = run(tool("node", needed=True), "--test", "--test-reporter=tap", "test/", cwd=CLIENT)
+    output = run(tool("node"), "--test", "--test-reporter=tap", "test/", cwd=CLIENT)
 
     passed = re.search(r"^# pass (\d+)$", output, re.MULTILINE)
     assert passed is not None
@@ -228,7 +228,7 @@ async def test_the_node_example_answers_204_to_what_is_genuine_and_400_to_the_re
     (tmp_path / "driver.mjs").write_text(driver, "utf-8")
 
     process = await asyncio.create_subprocess_exec(
-        tool("node", needed=True),
+        tool("node"),
         "driver.mjs",
         cwd=tmp_path,
         env={**os.environ, "WEBHOOK_SECRET": secret},  # noqa: TID251  # what it needs to run
@@ -251,7 +251,7 @@ async def test_the_node_example_answers_204_to_what_is_genuine_and_400_to_the_re
 
 def test_the_express_example_is_javascript(tmp_path: Path) -> None:
     (tmp_path / "example.mjs").write_text(verifier("express"), "utf-8")
-    run(tool("node", needed=True), "--check", "example.mjs", cwd=tmp_path)
+    run(tool("node"), "--check", "example.mjs", cwd=tmp_path)
 
 
 def installed(directory: Path) -> None:
