@@ -7,6 +7,7 @@ from uuid import UUID
 from tramontane.errors import IdempotencyMismatch, JobNotEnded
 from tramontane.groups import GroupCommit
 from tramontane.ids import new_id, show_id, utc_now
+from tramontane.limits import estimate
 from tramontane.listener import OUTAGES
 from tramontane.models import AttemptRecord, Job, JobFilter, JobKey, NewJob, Submitted
 from tramontane.store import Contents, JobStore
@@ -81,6 +82,8 @@ class Jobs:
                 retry_of=key.id,
                 callback=await self._store.callback(key),
                 resume=job.resume,
+                prompt_tokens=estimate(contents.request),
+                max_tokens=job.max_tokens,
             )
         )
 

@@ -8,6 +8,11 @@ def window_of(rate: float) -> tuple[int, timedelta]:
     return (int(rate), timedelta(seconds=1)) if rate >= 1 else (1, timedelta(seconds=1 / rate))
 
 
+def estimate(request: bytes) -> int:
+    """Tokens that a request's prompt will cost, about: four bytes of UTF-8 to a token."""
+    return len(request) // 4 + 1
+
+
 def room(rate: float, *, recent: int, starting: int) -> int:
     """How many more may be let through.
 

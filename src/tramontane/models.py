@@ -12,6 +12,9 @@ from msgspec import Struct
 #: Who owns everything until API keys exist.
 DEFAULT_TENANT: Final = "default"
 
+#: Whose Mistral key is used where a tenant has none of its own: the server's.
+SERVER_ACCOUNT: Final = "*"
+
 #: Stream events that end a stream: exactly one of them, and nothing after it.
 FINAL_EVENTS: Final = frozenset({"complete", "error"})
 
@@ -41,6 +44,30 @@ TRANSITIONS: Final = MappingProxyType(
         State.CANCELLED: frozenset[State](),
     }
 )
+
+
+class Scope(StrEnum):
+    """What a caller may do. `OPERATOR` may everything, for every tenant."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    #: What is shared within the tenant: endpoints, schedules, pauses.
+    ADMIN = "admin"
+    #: What the whole fleet shares: tenants, limits, metrics.
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who asks: a tenant, what it may do, and by which key; no key where none are needed."""
+
+    tenant: str = DEFAULT_TENANT
+    scopes: frozenset[Scope] = frozenset(Scope)
+    key: UUID | None = None
+
+    def may(self, scope: Scope) -> bool:
+        """Whether this caller may do that."""
+        return scope in self.scopes or Scope.OPERATOR in self.scopes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +122,14 @@ class NewJob:
     callback: Callback | None = None
     #: `auto`: a later attempt goes on with the text that is there, if it can. `never`: it starts from nothing.
     resume: str = "auto"
+    #: Not started by then, it fails unspent.
+    deadline: datetime | None = None
+    #: Estimated tokens of the prompt, and the most that the caller wants back.
+    prompt_tokens: int = 0
+    max_tokens: int | None = None
+    schedule: UUID | None = None
+    #: W3C `traceparent`.
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +187,19 @@ class Job:
     #: When its events were deleted by retention; the result may still be there.
     events_pruned_at: datetime | None
     resume: str = "auto"
+    #: Whose Mistral key it is asked with: a tenant's own, or `*` for the server's.
+    account: str = SERVER_ACCOUNT
+    #: Not started by then, it fails unspent.
+    deadline: datetime | None = None
+    #: The most tokens that the caller wants back.
+    max_tokens: int | None = None
+    #: Times in a row that Mistral has sent it away (429), which count as no failure.
+    refusals: int = 0
+    #: Of all its attempts, as a decimal number, by the price table of the day it ended; None when that knows no price.
+    cost: str | None = None
+    currency: str | None = None
+    schedule: UUID | None = None
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,21 @@
-"""The newest events of one job, as all its readers in this process share them."""
+"""The newest events of one job, as all its readers in this process share them.
+
+A reader that has everything says how it is written to, and what comes next goes straight to its connection: one
+frame, encoded once, without a wake-up of anybody's task. Who is behind, or can take no more, reads for himself.
+"""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from tramontane import sse
 from tramontane.ids import show_id
 from tramontane.models import Event, JobKey
-from tramontane.tiling import framing
+from tramontane.tiling import framing, joined
+
+#: Writes to one reader, and says whether it can take more.
+Tell = Callable[[bytes], bool]
 
 #: Bytes of events that a tail keeps.
 _RING: Final = 256 * 1024
@@ -36,25 +44,33 @@ class Tail:
         self._heartbeat = heartbeat
         self._events: deque[Event] = deque()  # nothing that the garbage collector would look through
         self._size = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[int]] = []
+        self._told: dict[asyncio.Future[int], Tell] = {}
         loop = asyncio.get_running_loop()
         self._create_future = loop.create_future
         self._now = loop.time
-        self.woken_at = self._now()
+        #: When it last grew, and when readers last had a reason to look.
+        self.grown_at = self.woken_at = self._now()
 
     def extend(self, events: list[Event]) -> None:
-        """Take in the events after `head`."""
+        """Take in the events after `head`, and tell them to those who have all before them."""
+        before = self.head
         for event in events:
             assert event.seq == self.head + 1, "the log is dense"
-            self.last = sse.frame(self.job_id, event, self._heartbeat)
-            self.ended = event.final
             self._events.append(event)
             self._size += len(event.body)
             self.head = event.seq
         while self._size > _RING and len(self._events) > 1:
             self._size -= len(self._events.popleft().body)
             self.base += 1
-        self.wake()
+        self.last = sse.frame(self.job_id, events[-1], self._heartbeat)
+        self.ended = events[-1].final
+        self.grown_at = self.woken_at = self._now()
+        if self._told:
+            self._tell(events, before)
+        if self._waiting:
+            _release(self._waiting, self.head)
+            self._waiting = []
 
     def after(self, cursor: int) -> list[Event]:
         """Events after a cursor that is not before `base`: all, or as many as one write may hold."""
@@ -65,13 +81,42 @@ class Tail:
     def wake(self) -> None:
         """Let all readers look again."""
         self.woken_at = self._now()
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        _release((*self._waiting, *self._told), self.head)
+        self._waiting, self._told = [], {}
 
-    def change(self) -> asyncio.Future[None]:
-        """Comes with the next `wake`."""
+    def change(self) -> asyncio.Future[int]:
+        """Comes with the next `wake` or event."""
         future = self._create_future()
         self._waiting.append(future)
         return future
+
+    def follow(self, tell: Tell) -> asyncio.Future[int]:
+        """Tell a reader that has everything what comes, until it has to look for itself: then this comes.
+
+        It gives the last seq that it was told. Whoever awaits it may give it up at any time.
+        """
+        future = self._create_future()
+        self._told[future] = tell
+        return future
+
+    def _tell(self, events: list[Event], before: int) -> None:
+        block = self.last
+        if len(events) > 1:
+            write = joined(events, before, self.frame)
+            if write.taken < len(events):  # more than one write: each takes it at his own pace
+                _release(self._told, before)
+                self._told = {}
+                return
+            block = write.block
+        full = [future for future, tell in self._told.items() if future.done() or not tell(block)]
+        if self.ended:
+            full = list(self._told)
+        for future in full:
+            del self._told[future]
+        _release(full, self.head)
+
+
+def _release(futures: Iterable[asyncio.Future[int]], seq: int) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(seq)

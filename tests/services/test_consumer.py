@@ -460,7 +460,7 @@ async def test_prepare_may_come_twice_and_from_two_processes_at_once(empty_datab
     settings = Settings(database_url=empty_database_url)
     async with open_database(settings) as one, open_database(settings) as two:
         applied = await at_once([prepare(one), prepare(two), prepare(one)])
-        assert sorted(applied) == [[], [], ["0001_core", "0002_webhooks", "0003_continuity"]]
+        assert sorted(applied) == [[], [], ["0001_core", "0002_webhooks", "0003_continuity", "0004_fleet"]]
         assert await prepare(two) == []
         connection = await one.connect()
         try:

@@ -9,13 +9,24 @@ from uuid import UUID
 from fastapi import Request, Response
 
 from tramontane.app import App
-from tramontane.errors import BodyTooLarge, InvalidInput
+from tramontane.errors import BodyTooLarge, InvalidInput, NotAllowed
 from tramontane.ids import read_id
+from tramontane.models import Caller, Scope
 from tramontane.wire import encode
 
 #: Longest long-poll (seconds); proxies cut silent requests after about a minute.
 LONGEST_WAIT: Final = 60
+#: Where no keys are needed.
+_ANYBODY: Final = Caller()
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})")
+
+
+def caller_of(request: Request, scope: Scope) -> Caller:
+    """Who asks. Raises NotAllowed for one who may not do that."""
+    caller: Caller = request.scope.get("tramontane.caller", _ANYBODY)
+    if not caller.may(scope):
+        raise NotAllowed(f"this key lacks the scope {scope}: use one that has it")
+    return caller
 
 
 def app_of(request: Request) -> App:

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from tramontane.callbacks import Callbacks
 from tramontane.errors import InvalidInput, InvalidJSON, NotSupported
 from tramontane.ids import new_id, show_id
+from tramontane.limits import estimate
 from tramontane.models import Callback, JobKey, NewJob
 from tramontane.settings import Settings, seconds
 from tramontane.webhooks.messages import ENDINGS
@@ -191,11 +192,12 @@ def new_job(
         chat = _validate(ShortForm, body)
         request = Raw(msgspec.json.encode({name: raw for name, raw in fields.items() if name not in _OURS}))
         own = LongForm.model_construct(request=chat, requestId=chat.requestId, callback=chat.callback)
+    upstream = _upstream(request)
     backoff = own.backoff or BackoffForm.model_construct(delay=settings.backoff * 1000)
     return NewJob(
         key=JobKey(tenant=tenant, id=new_id()),
         kind="chat",
-        request=_upstream(request),
+        request=upstream,
         request_id=own.requestId or show_id("req", new_id()),
         model=chat.model,
         attempts=own.attempts or settings.attempts,
@@ -205,6 +207,8 @@ def new_job(
         run_at=max(own.runAt, now) if own.runAt else now,
         priority=own.priority,
         resume=own.resume,
+        prompt_tokens=estimate(upstream),
+        max_tokens=chat.max_tokens if chat.max_tokens and 0 < chat.max_tokens < 2**31 else None,
         metadata=msgspec.json.encode(own.metadata).decode() if own.metadata else None,
         idempotency_key=idempotency_key,
         idempotency_hash=_hash(body) if idempotency_key else None,

@@ -382,6 +382,11 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
         [job.idempotency_hash for job in jobs],
         [job.request.decode() for job in jobs],
         [job.resume for job in jobs],
+        [job.deadline for job in jobs],
+        [job.prompt_tokens for job in jobs],
+        [job.max_tokens for job in jobs],
+        [job.schedule for job in jobs],
+        [job.trace_context for job in jobs],
     )
 
 

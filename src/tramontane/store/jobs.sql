@@ -4,15 +4,19 @@ WITH given AS (
     SELECT * FROM unnest(
         $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::double precision[],
         $9::double precision[], $10::integer[], $11::timestamptz[], $12::text[], $13::uuid[], $14::text[], $15::bytea[],
-        $16::text[], $17::text[]
+        $16::text[], $17::text[], $18::timestamptz[], $19::integer[], $20::integer[], $21::uuid[], $22::text[]
     ) AS g (tenant_id, id, kind, request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds, priority,
-            run_at, metadata, retry_of, idempotency_key, idempotency_hash, request, resume)
+            run_at, metadata, retry_of, idempotency_key, idempotency_hash, request, resume, deadline, prompt_tokens,
+            max_tokens, schedule_id, trace_context)
 ), inserted AS (
     INSERT INTO jobs (tenant_id, id, kind, state, request_id, model, attempts, backoff_kind, backoff_seconds,
                       timeout_seconds, priority, run_at, due, metadata, retry_of, idempotency_key, idempotency_hash,
-                      resume, created_at)
+                      resume, created_at, account, deadline, prompt_tokens, max_tokens, schedule_id, trace_context)
     SELECT tenant_id, id, kind, 'queued', request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds,
-           priority, run_at, run_at <= $18, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, resume, $18
+           priority, run_at, run_at <= $23, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, resume, $23,
+           CASE WHEN EXISTS (SELECT FROM tenants t WHERE t.id = tenant_id AND t.mistral_key IS NOT NULL)
+                THEN tenant_id ELSE '*' END,
+           deadline, prompt_tokens, max_tokens, schedule_id, trace_context
       FROM given
      ORDER BY tenant_id, idempotency_key, id
     ON CONFLICT DO NOTHING
@@ -92,8 +96,8 @@ WITH given AS (
      WHERE j.tenant_id = w.tenant_id AND j.id = w.id
     RETURNING j.*
 ), attempt AS (
-    INSERT INTO job_attempts (tenant_id, job_id, attempt, worker_id, started_at)
-    SELECT tenant_id, id, attempt, $4, $5 FROM started
+    INSERT INTO job_attempts (tenant_id, job_id, attempt, worker_id, started_at, account, model)
+    SELECT tenant_id, id, attempt, $4, $5, account, model FROM started
 ), first_event AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
     SELECT s.tenant_id, s.id, s.head, s.attempt, 'start',

@@ -42,6 +42,14 @@ def job_from(row: asyncpg.Record) -> Job:
         retry_of=row["retry_of"],
         events_pruned_at=row["events_pruned_at"],
         resume=row["resume"],
+        account=row["account"],
+        deadline=row["deadline"],
+        max_tokens=row["max_tokens"],
+        refusals=row["refusals"],
+        cost=None if row["cost"] is None else format(row["cost"], "f"),
+        currency=row["currency"],
+        schedule=row["schedule_id"],
+        trace_context=row["trace_context"],
     )
 
 
