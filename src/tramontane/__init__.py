@@ -1,4 +1,4 @@
-"""Background jobs that survive crashes and event streams that resume exactly, for the Mistral API."""
+"""Background jobs that survive crashes, event streams that resume exactly, signed webhooks: for the Mistral API."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
