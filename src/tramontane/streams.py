@@ -1,40 +1,34 @@
 """Following a job: its committed events after a cursor, then what comes, up to the final one.
 
-Readers pull from the log; nobody pushes to them. Correctness is the cursor's: hints only say when to look. Per process
-one `Tail` for each followed job holds the newest frames, encoded once for all its readers and read for all tails by
-one query per round; a reader that is further behind reads the log itself.
+Readers pull from the log by their cursor; hints only say when to look. Per process one `Tail` for each followed job
+holds the newest frames, encoded once for all its readers and read for all tails by one query per round; a reader that
+is further behind reads the log itself, and one that has everything may leave it to the tail to write what comes.
 """
 
 import asyncio
 import logging
-import math
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from tramontane import sse
 from tramontane.continuity import said
 from tramontane.errors import InvalidCursor, StreamExpired
 from tramontane.ids import show_id
-from tramontane.listener import OUTAGES, Listener
+from tramontane.listener import Listener
 from tramontane.models import Batch, Event, Job, JobKey
-from tramontane.places import Place
 from tramontane.store import EventStore, JobStore
+from tramontane.stream import Stream
 from tramontane.tail import Tail
 from tramontane.tasks import beside
 from tramontane.telemetry import log
-from tramontane.tiling import Restart, joined, single
+from tramontane.tiling import Restart
 
 logger = logging.getLogger(__name__)
 
 _CHANNEL: Final = "tramontane_events"
 _ROUND: Final = 500  # events of one job per query
-#: Events per query of a reader that is behind the ring, at first and at most.
-_BEHIND: Final = 100
-_FAR_BEHIND: Final = 1000
 #: Seconds: a hint comes together with what `appended` says of the same commit, and then there is nothing to read.
 _HINT_DELAY: Final = 0.001
 #: … and that long for a job which this process runs: the loop may be busy, and its own hints mostly tell it nothing.
@@ -45,8 +39,6 @@ _SAFETY_POLL: Final = 1.0  # seconds that a lost hint costs
 _STUCK: Final = 30.0
 #: The same once the server stops: then a write has had its time.
 _LAST_WRITE: Final = 0.5
-#: Seconds after which a connection ends, ± 20 %: readers move on to processes that are new, and not all at once.
-_AGE: Final = 600.0
 
 
 class Streams:
@@ -77,13 +69,16 @@ class Streams:
             await self._follow()
 
     async def _beat(self) -> None:
-        """Wake the readers of tails that have been silent, and let go of those that take nothing."""
+        """Wake the readers of tails that have been silent, and those that are old; let go of who takes nothing."""
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(self.heartbeat, _STUCK) / 4)
             for tail in self._tails.values():
                 if now() >= tail.woken_at + self.silence:
                     tail.wake()
+            for stream in self._open:
+                if stream.until <= now():
+                    stream.look()
             self._let_go(now() - _STUCK)
 
     def _let_go(self, since: float) -> None:
@@ -132,7 +127,7 @@ class Streams:
 
     async def open(
         self, key: JobKey, after: int | None, *, compact: bool | None = None, job: Job | None = None
-    ) -> "Stream":
+    ) -> Stream:
         """A stream of the events after a cursor, None being the head. Close it. A caller that knows the job brings it.
 
         compact: True leaves out what a restart has voided, as does None from the beginning; False gives each event a
@@ -182,6 +177,10 @@ class Streams:
         finally:
             stream.close()
 
+    def readers(self) -> int:
+        """How many streams are open."""
+        return len(self._open)
+
     def drain(self) -> None:
         """End all streams: their readers come back, with their cursors, to whoever is there then."""
         self.draining = True
@@ -190,7 +189,7 @@ class Streams:
         loop = asyncio.get_running_loop()
         loop.call_later(_LAST_WRITE, lambda: self._let_go(loop.time()))
 
-    def release(self, stream: "Stream", tail: Tail) -> None:
+    def release(self, stream: Stream, tail: Tail) -> None:
         """A reader has gone."""
         self._open.discard(stream)
         tail.readers -= 1
@@ -246,103 +245,6 @@ class Streams:
     def _mark(self, tail: Tail, head: int) -> None:
         self._dirty[tail] = max(head, self._dirty.get(tail, 0))
         self._news.set()
-
-
-class Stream:
-    """One reader: an async iterator of bytes to send. It ends after the final event, or when the server drains."""
-
-    #: More than one chunk that waits becomes one frame; what these void is left out.
-    merges = True
-    restarts: Sequence[Restart] = ()
-    #: What is said in silence.
-    heartbeat = sse.HEARTBEAT
-    #: Given back with the stream.
-    place: Place | None = None
-    #: When the write that is under way began, by the loop's clock; and what ends it.
-    writing_since = math.inf
-
-    def __init__(self, streams: Streams, events: EventStore, tail: Tail, after: int, *, ended: bool) -> None:
-        #: The cursor already stands on the final event: there is nothing to say, and never will be.
-        self.ended = ended
-        self.let_go: Callable[[], object] = self.close
-        self._streams = streams
-        self._events = events
-        self._tail = tail
-        #: seq of the last event that was looked at, and of the last that was told: what lies between is void.
-        self._cursor = self._told = after
-        self._limit = _BEHIND
-        self._closed = False
-        self._now = asyncio.get_running_loop().time
-        self._said_at = self._now()
-        self._until = self._said_at + _AGE * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
-
-    def __aiter__(self) -> "Stream":
-        return self
-
-    async def __anext__(self) -> bytes:
-        tail = self._tail
-        while not self.ended:
-            if self._streams.draining:
-                return self._come_back()
-            if self._cursor == self._told == tail.head - 1 and tail.last:
-                # At the head: the one frame that all of them share.
-                self._told = self._cursor = tail.head
-                self._said_at = self._now()
-                self.ended = tail.ended
-                return tail.last
-            if self._cursor < tail.head:
-                try:
-                    events = tail.after(self._cursor) if self._cursor >= tail.base else await self._behind()
-                except OUTAGES:
-                    return self._come_back()
-                if events:
-                    if block := self._write(events):
-                        return block
-                    continue
-            if tail.gone:
-                # Retention or erasure came in between; the reader asks again and is told so.
-                break
-            if self._said_at >= self._until:
-                return self._come_back()
-            # No timer per event: a beat wakes those that have been silent for long.
-            await tail.change()
-            if tail.head <= self._cursor and (now := self._now()) >= self._said_at + self._streams.silence:
-                self._said_at = now
-                return self.heartbeat
-        raise StopAsyncIteration
-
-    def close(self) -> None:
-        """Stop reading. A second call does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._streams.release(self, self._tail)
-            if self.place is not None:
-                self.place.leave()
-
-    def _come_back(self) -> bytes:
-        """The last that is said by a stream that goes on elsewhere; its reader has the cursor."""
-        self.ended = True
-        return sse.retry(random.randrange(2000))  # noqa: S311 - so that not all come back at once
-
-    async def _behind(self) -> list[Event]:
-        """What comes next for a reader that is behind the ring, from the log."""
-        events = await self._events.history(self._tail.key, self._cursor, limit=self._limit)
-        self._tail.gone = self._tail.gone or not events
-        return events
-
-    def _write(self, events: list[Event]) -> bytes:
-        """As much of these as one write may hold. The rest is not kept: a reader that is stuck holds one write."""
-        if self.merges:
-            write = joined(events, self._told, self._tail.frame, restarts=self.restarts)
-        else:
-            write = single(events, self._told, self._tail.frame)
-        whole = write.taken == len(events)
-        self._limit = min(_FAR_BEHIND, 2 * self._limit if whole else write.taken + write.taken // 4 + 1)
-        self._cursor = events[write.taken - 1].seq
-        self._told = write.told
-        self._said_at = self._now()
-        self.ended = events[write.taken - 1].final
-        return write.block
 
 
 def _restarts(events: Sequence[Event]) -> list[Restart]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from tramontane import sse
 from tramontane.ids import show_id
-from tramontane.models import Event, JobKey
+from tramontane.models import FINAL_EVENTS, Event, JobKey
 from tramontane.tiling import framing, joined
 
 #: Writes to one reader, and says whether it can take more.
@@ -54,23 +54,28 @@ class Tail:
 
     def extend(self, events: list[Event]) -> None:
         """Take in the events after `head`, and tell them to those who have all before them."""
-        before = self.head
+        before = head = self.head
         for event in events:
-            assert event.seq == self.head + 1, "the log is dense"
+            head += 1
+            assert event.seq == head, "the log is dense"
             self._events.append(event)
             self._size += len(event.body)
-            self.head = event.seq
-        while self._size > _RING and len(self._events) > 1:
-            self._size -= len(self._events.popleft().body)
-            self.base += 1
-        self.last = sse.frame(self.job_id, events[-1], self._heartbeat)
-        self.ended = events[-1].final
+        self.head = head
+        if self._size > _RING:
+            self._forget()
+        self.last = sse.frame(self.job_id, event, self._heartbeat)
+        self.ended = event.type in FINAL_EVENTS
         self.grown_at = self.woken_at = self._now()
         if self._told:
             self._tell(events, before)
         if self._waiting:
             _release(self._waiting, self.head)
             self._waiting = []
+
+    def _forget(self) -> None:
+        while self._size > _RING and len(self._events) > 1:
+            self._size -= len(self._events.popleft().body)
+            self.base += 1
 
     def after(self, cursor: int) -> list[Event]:
         """Events after a cursor that is not before `base`: all, or as many as one write may hold."""
@@ -108,12 +113,14 @@ class Tail:
                 self._told = {}
                 return
             block = write.block
-        full = [future for future, tell in self._told.items() if future.done() or not tell(block)]
-        if self.ended:
-            full = list(self._told)
-        for future in full:
-            del self._told[future]
-        _release(full, self.head)
+        full = []
+        for future, tell in self._told.items():
+            if future.done() or not tell(block) or self.ended:
+                full.append(future)
+        if full:
+            for future in full:
+                del self._told[future]
+            _release(full, self.head)
 
 
 def _release(futures: Iterable[asyncio.Future[int]], seq: int) -> None:

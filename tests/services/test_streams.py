@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from connections import Connection
 from lives import T0, Lives, at, batch, chunk, ending, in_the_background, until
 
 from tramontane import sse, tail, tiling
+from tramontane import stream as one_stream
 from tramontane import streams as module
 from tramontane.database import Database
 from tramontane.errors import InvalidCursor, NotFound, StreamExpired
@@ -16,7 +18,8 @@ from tramontane.ids import new_id
 from tramontane.listener import Callback, Listener
 from tramontane.models import Attempt, Event, Job, JobKey, NewEvent, State
 from tramontane.store import EventStore
-from tramontane.streams import Stream, Streams
+from tramontane.stream import Stream
+from tramontane.streams import Streams
 from tramontane.wire import utf16_length
 
 
@@ -517,8 +520,8 @@ async def test_what_a_restart_has_voided_is_left_out_and_covered(
 async def test_what_is_left_out_is_covered_wherever_a_read_ends(
     lives: Lives, streams: Streams, monkeypatch: pytest.MonkeyPatch, at_a_time: int
 ) -> None:
-    monkeypatch.setattr(module, "_BEHIND", at_a_time)
-    monkeypatch.setattr(module, "_FAR_BEHIND", at_a_time)
+    monkeypatch.setattr(one_stream, "_BEHIND", at_a_time)
+    monkeypatch.setattr(one_stream, "_FAR_BEHIND", at_a_time)
     attempt = await lives.running()
     async with reading(streams, attempt.job.key) as first:  # from here on the ring has it
         await first.read(1)
@@ -574,6 +577,113 @@ async def test_one_write_is_bounded_and_holds_at_least_one_frame(lives: Lives, s
     assert len(sizes) == 5
 
 
+# Readers that are told what comes
+
+
+async def append(lives: Lives, streams: Streams, attempt: Attempt, number: int, text: str = "x") -> None:
+    written = batch(attempt, number, chunk(text, number - 1))
+    [head] = await lives.events.append([written], T0)
+    assert head is not None
+    streams.appended(written, head)
+
+
+async def test_a_reader_at_the_head_is_told_what_comes_and_its_task_is_left_alone(
+    lives: Lives, streams: Streams
+) -> None:
+    attempt = await lives.running()
+    connection = Connection()
+    stream = await streams.open(attempt.job.key, 1)
+    stream.tell = connection.write
+    reading = asyncio.ensure_future(collect(stream))
+    await until_waiting(stream)
+    waiting = stream._waiting
+    for number in (1, 2, 3):
+        await append(lives, streams, attempt, number)
+    assert len(connection.told) == 3
+    assert stream._waiting is waiting
+    await lives.jobs.end([ending(attempt)])
+    streams.wake(attempt.job.key)
+    assert await reading == [b""]
+    stream.close()
+
+    assert connection.spans == [(2, 2), (3, 3), (4, 4), (5, 5)]
+
+
+async def test_a_reader_that_was_full_gets_the_rest_from_where_it_left_off(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    connection = Connection(room=1)
+    stream = await streams.open(attempt.job.key, 1)
+    stream.tell = connection.write
+    waiting = asyncio.ensure_future(anext(stream))
+    await until_waiting(stream)
+    for number in (1, 2, 3):
+        await append(lives, streams, attempt, number)
+    assert await waiting == b""
+    rest = await anext(stream)
+    stream.close()
+
+    assert connection.spans == [(2, 2)]
+    [message] = sse.Parser().feed(rest)
+    assert (message.id, msgspec.json.decode(message.data)["from"]) == ("4", 3)
+
+
+async def test_a_reader_that_has_to_look_while_more_comes_is_told_nothing_twice(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    connection = Connection()
+    stream = await streams.open(attempt.job.key, 1)
+    stream.tell = connection.write
+    waiting = asyncio.ensure_future(anext(stream))
+    await until_waiting(stream)
+    stream.look()
+    await append(lives, streams, attempt, 1)
+    assert await waiting == b""
+    connection.write(await anext(stream))
+    stream.close()
+
+    assert connection.spans == [(2, 2)]
+
+
+async def test_a_reader_that_was_told_much_for_long_comes_back_all_the_same(lives: Lives, hints: Hints) -> None:
+    streams = Streams(lives.jobs, lives.events, hints, heartbeat=0.05)
+    streams.silence = 3600.0  # so much is told that no beat wakes it
+    attempt = await lives.running()
+    async with in_the_background(streams.run()):
+        stream = await streams.open(attempt.job.key, 1)
+        stream.tell = lambda _: True
+        reading = asyncio.ensure_future(collect(stream))
+        await until_waiting(stream)
+        stream.until = asyncio.get_running_loop().time()
+        async with asyncio.timeout(5):
+            *_, last = await reading
+        stream.close()
+    assert last.startswith(b"retry: ")
+
+
+async def test_a_reader_that_leaves_is_told_no_more(lives: Lives, streams: Streams) -> None:
+    attempt = await lives.running()
+    connection = Connection()
+    stream = await streams.open(attempt.job.key, 1)
+    stream.tell = connection.write
+    reading = asyncio.ensure_future(collect(stream))
+    await until_waiting(stream)
+    stream.leave()
+    assert await reading == [b""]
+    await append(lives, streams, attempt, 1)
+    stream.close()
+    assert connection.told == []
+
+
+async def collect(stream: Stream) -> list[bytes]:
+    return [block async for block in stream]
+
+
+async def until_waiting(stream: Stream) -> None:
+    """Return once a reader has everything, and its task waits."""
+    async with asyncio.timeout(8):
+        while stream._waiting is None or stream._waiting.done():  # noqa: ASYNC110 - nobody sets an event for us
+            await asyncio.sleep(0.001)
+
+
 # Ends
 
 
@@ -609,7 +719,7 @@ async def test_a_connection_ends_when_it_is_old_and_its_reader_comes_back(
 ) -> None:
     attempt = await lives.running()
     with monkeypatch.context() as brief:
-        brief.setattr(module, "_AGE", 0.0)
+        brief.setattr(one_stream, "_AGE", 0.0)
         async with reading(streams, attempt.job.key) as old:
             first, last = [block async for block in old.stream]
     assert last.startswith(b"retry: ")

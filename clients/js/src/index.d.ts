@@ -8,7 +8,7 @@ export class TramontaneError extends Error {
   code: string;
   /** HTTP status, for a call that was refused. */
   status?: number;
-  /** The server's problem document. */
+  /** The server's problem document. That of `stream_expired` has a `statusUrl`: the job's result is still there. */
   problem?: Record<string, any>;
   /** For a job that failed: whether asking again may help. */
   retryable?: boolean;

@@ -133,6 +133,30 @@ test("an attempt cuts the text to keep, then goes on", async (t) => {
   assert.equal(answer.verified, true);
 });
 
+test("an attempt may cover chunks that nobody needs any more", async (t) => {
+  const again = { attempt: 2, mode: "restart", keep: 0, reason: "stall" };
+  const { url } = await serve(
+    t,
+    stream([start(), chunk(2, 0, "one")], { end: "cut" }),
+    stream([frame("attempt", 4, { ...again, from: 2 }), chunk(5, 0, "two"), complete(6, "two")]),
+  );
+  const answer = new Tramontane(url).stream(ASK);
+  const events = await all(answer);
+
+  assert.deepEqual([seqs(events), answer.text, answer.gaps], [[1, 2, 4, 5, 6], "two", 0]);
+  assert.deepEqual([events[2].from, events[2].seq], [3, 4]);
+});
+
+test("a log that is past its retention says where the result is", async (t) => {
+  const expired = (_, response) => {
+    response.writeHead(410, { "content-type": "application/problem+json" });
+    response.end(JSON.stringify({ code: "stream_expired", statusUrl: `/api/jobs/${JOB}` }));
+  };
+  const { url } = await serve(t, expired);
+  const error = await all(new Tramontane(url).stream(JOB)).catch((error) => error);
+  assert.deepEqual([error.code, error.status, error.problem.statusUrl], ["stream_expired", 410, `/api/jobs/${JOB}`]);
+});
+
 for (const [what, wrong] of Object.entries({
   "a missing event": chunk(4, 4, "three"),
   "missing text": chunk(3, 5, "three"),

@@ -3,10 +3,13 @@
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_address
 
 import uvicorn
+from fastapi import FastAPI
 
 from tramontane.api.application import create_api
+from tramontane.api.connection import Connection
 from tramontane.app import App
 from tramontane.tasks import task_group
 
@@ -15,12 +18,17 @@ _LAST_REQUESTS = 2.0
 
 
 @contextlib.asynccontextmanager
-async def serving(app: App, bound: socket.socket) -> AsyncIterator[None]:
-    """Serve the API on a bound socket until the block is left."""
+async def serving(app: App, bound: socket.socket, *, api: FastAPI | None = None) -> AsyncIterator[None]:
+    """Serve the API, or another one of the app, on a bound socket until the block is left.
+
+    Raises ConfigurationError for an address that others reach while nobody has a key.
+    """
+    if api is None and not ip_address(bound.getsockname()[0]).is_loopback:
+        await app.authentication.insist()
     config = uvicorn.Config(
-        create_api(app),
+        api or create_api(app),
         loop="none",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         access_log=False,
