@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import uvloop
 
-_MODULES = ("upstream", "relay", "engine", "streams", "process", "webhooks")
+_MODULES = ("upstream", "relay", "engine", "streams", "process", "webhooks", "fleet")
 
 
 def main() -> None:

@@ -10,7 +10,10 @@ import asyncio, sys
 from tramontane.simulator import Behaviour, Simulator
 async def main():
     behaviour = Behaviour(tokens_per_second=float(sys.argv[1]) or None, tokens=int(sys.argv[2]))
-    async with Simulator(seed=1, behaviour=behaviour, request_limit=10**9, token_limit=10**12) as simulator:
+    requests, tokens, window = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+    async with Simulator(
+        seed=1, behaviour=behaviour, request_limit=requests, token_limit=tokens, window=window
+    ) as simulator:
         print(simulator.url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 try:
@@ -21,7 +24,14 @@ except ImportError:
 
 
 @contextlib.asynccontextmanager
-async def simulator_process(*, tokens: int, tokens_per_second: float = 0) -> AsyncIterator[str]:
+async def simulator_process(
+    *,
+    tokens: int,
+    tokens_per_second: float = 0,
+    request_limit: int = 10**9,
+    token_limit: int = 10**12,
+    window: float = 60.0,
+) -> AsyncIterator[str]:
     """Start a simulator with answers of that length, as fast as it can or at a pace; gives its address."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -29,6 +39,9 @@ async def simulator_process(*, tokens: int, tokens_per_second: float = 0) -> Asy
         _MAIN,
         str(tokens_per_second),
         str(tokens),
+        str(request_limit),
+        str(token_limit),
+        str(window),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

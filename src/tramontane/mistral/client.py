@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from types import TracebackType
@@ -21,14 +21,19 @@ from tramontane.errors import (
     UpstreamTimeout,
 )
 from tramontane.ids import utc_now
+from tramontane.limits import Heard
 from tramontane.mistral.completion import Completion, read_completion
 from tramontane.mistral.failures import ERROR_BODY, answered, error_from, transport_error
+from tramontane.mistral.headers import heard_in
 from tramontane.mistral.stream import ChatStream, Timeouts
 from tramontane.mistral.tap import EVENTS, Connector
 from tramontane.settings import Settings
 
 #: An answer that is not streamed is read up to this many bytes.
 LONGEST_BODY = 64 * 2**20
+
+#: Takes what the heads of answers say of limits.
+Heads = Callable[[Heard], None]
 
 _JSON = "application/json"
 
@@ -86,14 +91,17 @@ class MistralClient:
             await self._session.close()
 
     @asynccontextmanager
-    async def stream(self, request: Mapping[str, Any]) -> AsyncIterator[ChatStream]:
+    async def stream(
+        self, request: Mapping[str, Any], *, api_key: str | None = None, heard: Heads | None = None
+    ) -> AsyncIterator[ChatStream]:
         """`POST /v1/chat/completions`, answered as it is written. Leaving before the end closes the connection.
 
         request: Mistral's own fields. Values may be `msgspec.Raw`: they are sent byte for byte. Only `stream` is ours.
+        api_key: in place of the client's own. heard: told what the answer's head says of limits, a refusal's too.
         """
         started_at = asyncio.get_running_loop().time()
         body = _body(request, stream=True)
-        async with self._call("POST", "v1/chat/completions", body, EVENTS, started_at) as response:
+        async with self._call("POST", "v1/chat/completions", body, EVENTS, started_at, api_key, heard) as response:
             assert self._connector is not None, "the call was made through it"
             tap, choices = self._connector.tap(response), _choices(request)
             stream = ChatStream(response, tap, choices=choices, timeouts=self._timeouts, started_at=started_at)
@@ -119,10 +127,20 @@ class MistralClient:
 
     @asynccontextmanager
     async def _call(
-        self, method: str, path: str, body: bytes | None, accept: str, started_at: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        accept: str,
+        started_at: float,
+        api_key: str | None = None,
+        heard: Heads | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One answer with status 200 and the content type `accept`; every other one is raised as what it means."""
-        response = await self._open(method, path, body, accept, started_at)
+        own = {} if api_key is None else _authorization(api_key)
+        response = await self._open(method, path, body, {"accept": accept, **own}, started_at)
+        if heard is not None:
+            heard(heard_in(response.status, response.headers, utc_now()))
         try:
             if response.status != 200:
                 raise await self._refusal(response, started_at)
@@ -135,11 +153,11 @@ class MistralClient:
             response.close()
 
     async def _open(
-        self, method: str, path: str, body: bytes | None, accept: str, started_at: float
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], started_at: float
     ) -> aiohttp.ClientResponse:
         """Send the request; the answer's status and headers."""
         phase, seconds = self._first_limit()
-        headers = self._headers | {"accept": accept}
+        headers = {**self._headers, **headers}
         try:
             async with asyncio.timeout_at(started_at + seconds) as limit:
                 return await self._opened().request(

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from tramontane.limits import Heard
+
 CORRELATION_ID = "mistral-correlation-id"
 _LIMIT = "x-ratelimit-limit-"
+_LARGEST = 2**31 - 1
 _WHOLE = re.compile(r"\d{1,15}")
 
 
@@ -38,6 +41,26 @@ def rate_headers(headers: Mapping[str, str]) -> RateHeaders:
         remaining_tokens=_whole(headers.get("x-ratelimit-remaining-tokens-minute")),
         query_cost=_whole(headers.get("x-ratelimit-tokens-query-cost")),
     )
+
+
+def heard_in(status: int, headers: Mapping[str, str], now: datetime) -> Heard:
+    """What the head of an answer says of the limits of its key and model. A limit of zero counts on a 429 alone."""
+    rates = rate_headers(headers)
+    return Heard(
+        at=now,
+        status=status,
+        limit_requests=_bounded(rates.limit_requests),
+        remaining_requests=_bounded(rates.remaining_requests),
+        limit_tokens=_bounded(rates.limit_tokens),
+        remaining_tokens=_bounded(rates.remaining_tokens),
+        retry_after=retry_after(headers, now) if status == 429 else None,
+        never=status == 429 and allows_nothing(headers),
+    )
+
+
+def _bounded(number: int | None) -> int | None:
+    """What is larger than our columns is no limit to anybody."""
+    return None if number is None else min(number, _LARGEST)
 
 
 def allows_nothing(headers: Mapping[str, str]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from tramontane.simulator.refusals import Refusal
 from tramontane.simulator.requests import ChatRequest
-from tramontane.simulator.windows import Window
+from tramontane.simulator.windows import SECONDS, Window
 
 # A prompt is cached in blocks of 64 tokens, at four bytes to the token.
 _BLOCK_TOKENS, _BLOCK_BYTES = 64, 256
@@ -14,9 +14,12 @@ _BLOCK_TOKENS, _BLOCK_BYTES = 64, 256
 class Accounts:
     """The keys that may call, each with a window per model. Without `api_keys` any key that is not empty will do."""
 
-    def __init__(self, *, api_keys: Collection[str] | None, request_limit: int, token_limit: int) -> None:
+    def __init__(
+        self, *, api_keys: Collection[str] | None, request_limit: int, token_limit: int, window: float = SECONDS
+    ) -> None:
         self._allowed = None if api_keys is None else {fingerprint(key) for key in api_keys}
         self._limits = request_limit, token_limit
+        self._seconds = window
         self._windows: dict[tuple[str, str], Window] = {}
         self._prompts: dict[tuple[str, str, str], bytes] = {}
 
@@ -31,7 +34,7 @@ class Accounts:
 
     def window(self, key: str, model: str) -> Window:
         """The rate limits of that key for that model."""
-        return self._windows.setdefault((key, model), Window(*self._limits))
+        return self._windows.setdefault((key, model), Window(*self._limits, seconds=self._seconds))
 
     def cached_tokens(self, key: str, request: ChatRequest) -> int:
         """How many prompt tokens are in the cache that `prompt_cache_key` names; the prompt takes their place."""

@@ -16,10 +16,12 @@ from tramontane.simulator.exchange import Exchange
 from tramontane.simulator.ledger import Call, Ledger, Totals
 from tramontane.simulator.models import MODELS
 from tramontane.simulator.refusals import Refusal
+from tramontane.simulator.windows import SECONDS
 
 # Whatever may stand before /v1: a gateway, a tenant.
 _ANY = "/{before:(?:.*/)?}"
 _BODY_LIMIT = 64 * 2**20
+#: What stands for no limit.
 _NO_LIMIT_REQUESTS, _NO_LIMIT_TOKENS = 1_000_000, 1_000_000_000
 
 
@@ -30,6 +32,7 @@ class Simulator:
     port: 0 for any free one. The server listens from `async with` on.
     behaviour: of calls that neither a script nor a header says more about; may be replaced at any time.
     request_limit, token_limit: per minute, key and model. 0 is Mistral's "never": 429 with a limit of 0.
+    window: how long that minute is, in seconds.
     api_keys: the keys that are let in; None lets any in.
     now: the clock of limits and ledger, in seconds.
     """
@@ -43,6 +46,7 @@ class Simulator:
         behaviour: Behaviour | None = None,
         request_limit: int = _NO_LIMIT_REQUESTS,
         token_limit: int = _NO_LIMIT_TOKENS,
+        window: float = SECONDS,
         api_keys: Collection[str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,7 +55,9 @@ class Simulator:
         self._host = host
         self._port = port
         self._now = now
-        self._accounts = Accounts(api_keys=api_keys, request_limit=request_limit, token_limit=token_limit)
+        self._accounts = Accounts(
+            api_keys=api_keys, request_limit=request_limit, token_limit=token_limit, window=window
+        )
         self._ledger = Ledger()
         self._scripted: deque[Behaviour] = deque()
         self._running: dict[asyncio.Task[object], Exchange] = {}
@@ -172,6 +178,7 @@ async def serve(
     behaviour: Behaviour | None = None,
     request_limit: int = _NO_LIMIT_REQUESTS,
     token_limit: int = _NO_LIMIT_TOKENS,
+    window: float = SECONDS,
     ready: Callable[[Simulator], None] | None = None,
 ) -> None:
     """Run a simulator until cancelled. `ready` is told once it listens.
@@ -179,7 +186,13 @@ async def serve(
     Raises ConfigurationError, in one line, when it cannot listen there.
     """
     async with Simulator(
-        host=host, port=port, seed=seed, behaviour=behaviour, request_limit=request_limit, token_limit=token_limit
+        host=host,
+        port=port,
+        seed=seed,
+        behaviour=behaviour,
+        request_limit=request_limit,
+        token_limit=token_limit,
+        window=window,
     ) as simulator:
         if ready is not None:
             ready(simulator)

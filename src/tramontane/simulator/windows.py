@@ -1,4 +1,4 @@
-"""Rate limits as Mistral is seen to keep them: a sliding window of 60 s per key and model.
+"""Rate limits as Mistral is seen to keep them: a sliding window of 60 s per key and model, or a shorter one for tests.
 
 Bursts are allowed: what counts is the sum of the last 60 seconds. A call counts as a request when it is
 admitted, and its tokens when it has ended, by what it really used. All verbs take `now`, in seconds of any
@@ -11,9 +11,10 @@ SECONDS = 60.0
 
 
 class Window:
-    """What one key has used of one model in the last 60 seconds. A limit of 0 admits nothing, ever."""
+    """What one key has used of one model in the last `seconds`. A limit of 0 admits nothing, ever."""
 
-    def __init__(self, request_limit: int, token_limit: int) -> None:
+    def __init__(self, request_limit: int, token_limit: int, *, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
         self.request_limit = request_limit
         self.token_limit = token_limit
         self._uses: deque[tuple[float, int, int]] = deque()
@@ -52,7 +53,7 @@ class Window:
         self._tokens += tokens
 
     def _forget(self, now: float) -> None:
-        while self._uses and self._uses[0][0] <= now - SECONDS:
+        while self._uses and self._uses[0][0] <= now - self._seconds:
             _, requests, tokens = self._uses.popleft()
             self._requests -= requests
             self._tokens -= tokens

@@ -1,22 +1,23 @@
 """What may run now: the fleet's workers, its rate, and the verb that lets jobs through to the queue."""
 
 import logging
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from tramontane import queue
 from tramontane.errors import ConfigurationError
-from tramontane.limits import room, window_of
-from tramontane.models import Admission, WorkerInfo
+from tramontane.fairness import Candidate
+from tramontane.limits import WINDOW
+from tramontane.models import Admission, JobKey, WorkerInfo
+from tramontane.store.buckets import move_shares
+from tramontane.store.rounds import ROUND, Waiting, read_fleet, read_waiting
 from tramontane.store.rows import Connection, Pool, key_from
 from tramontane.store.statements import Statements
 from tramontane.telemetry import log
 
 logger = logging.getLogger(__name__)
 SQL = Statements("limits")
-
-#: Most jobs that one round lets through; the next round follows at once.
-_ROUND = 500
 
 
 class LimitStore:
@@ -25,8 +26,10 @@ class LimitStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def register(self, worker: WorkerInfo, *, rate: float, now: datetime) -> None:
+    async def register(self, worker: WorkerInfo, *, rate: float, now: datetime, window: float = WINDOW) -> None:
         """Make a worker known; from now on its slots count. The rate it brings becomes the fleet's.
+
+        window: seconds that Mistral's limits are counted over, the fleet's as well.
 
         Raises ConfigurationError when workers of another heartbeat are alive: the shorter would take over the jobs of
         the longer while they run.
@@ -49,8 +52,9 @@ class LimitStore:
                 now,
                 worker.deliveries,
             )
-            if await connection.execute(SQL.set_rate, rate) == "UPDATE 1":
+            if await connection.execute(SQL.set_limit, "starts", rate) == "UPDATE 1":
                 log(logger, logging.INFO, "fleet.rate_set", per_second=rate)
+            await connection.execute(SQL.set_limit, "window", window)
 
     async def beat(self, worker_id: UUID, now: datetime) -> None:
         """Say that a worker lives."""
@@ -65,7 +69,7 @@ class LimitStore:
         await self._pool.execute(SQL.forget_workers, before)
 
     async def admit(self, now: datetime) -> Admission:
-        """Let through as many waiting jobs as there are free slots and room in the rate, best priority first."""
+        """Let through as many waiting jobs as the fleet has slots, its rate and Mistral's limits have room for."""
         async with self._pool.acquire() as connection, connection.transaction():
             return await admit(connection, now, wait=True)
 
@@ -79,17 +83,24 @@ async def admit(connection: Connection, now: datetime, *, wait: bool) -> Admissi
     row = await connection.fetchrow(SQL.lock_limit if wait else SQL.try_limit)
     if row is None:
         return Admission(busy=True)
-    rate: float = row["rate"]
-    limit, span = window_of(rate) if rate else (0, timedelta())
-    fleet = await connection.fetchrow(SQL.fleet, now, span)
-    assert fleet is not None
-    free = room(rate, recent=fleet["recent"], starting=fleet["starting"]) if rate else _ROUND
-    wanted = min(fleet["free"], free, _ROUND)
-    admitted = await connection.fetch(SQL.admit, now, wanted) if wanted > 0 else []
-    if admitted:
-        await queue.put(connection, [key_from(row) for row in admitted], [row["priority"] for row in admitted])
-    next_at = fleet["next_run_at"] if len(admitted) < _ROUND else now
-    if rate and fleet["recent"] >= limit:
-        free_at = fleet["oldest"] + span
-        next_at = min(free_at, next_at) if next_at else free_at
-    return Admission(admitted=tuple(key_from(row) for row in admitted), next_at=next_at)
+    fleet = await read_fleet(connection, row, now, come=True)
+    times = [fleet.next_run_at, fleet.rate_free_at]
+    admitted: list[JobKey] = []
+    waiting = await read_waiting(connection, fleet, now) if fleet.room > 0 else None
+    if waiting is not None:
+        choice = waiting.choose(now, fleet.window, fleet.room)
+        if choice.chosen:
+            admitted = await _let_through(connection, choice.chosen, waiting, now)
+            await move_shares(connection, choice.shares)
+        times += [now] if len(choice.chosen) == ROUND else waiting.look_again(choice.held, now, fleet.window)
+    return Admission(admitted=tuple(admitted), next_at=min((time for time in times if time), default=None))
+
+
+async def _let_through(
+    connection: Connection, chosen: Sequence[Candidate], waiting: Waiting, now: datetime
+) -> list[JobKey]:
+    places = [waiting.places[one.key] for one in chosen]
+    rows = await connection.fetch(SQL.admit, now, places, [one.tokens for one in chosen])
+    await queue.put(connection, [key_from(row) for row in rows], [row["priority"] for row in rows])
+    order = {one.key: number for number, one in enumerate(chosen)}
+    return sorted((key_from(row) for row in rows), key=order.__getitem__)

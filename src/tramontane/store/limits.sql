@@ -19,43 +19,28 @@ UPDATE workers SET stopped_at = $2 WHERE id = $1
 -- name: forget_workers
 DELETE FROM workers WHERE seen_at < $1
 
--- name: set_rate
-UPDATE limits SET rate = $1 WHERE tenant_id = '*' AND name = 'starts' AND rate <> $1
+-- name: set_limit
+UPDATE limits SET rate = $2 WHERE tenant_id = '*' AND name = $1 AND rate <> $2
 
 -- name: lock_limit
-SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE
+SELECT rate, (SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'window') AS seconds
+  FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE
 
 -- name: try_limit
-SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE SKIP LOCKED
-
--- name: fleet
--- Free slots of the fleet; the starts within $2 before now; jobs let through that have not started (in one snapshot a
--- job is one or the other); the next scheduled job. Those whose time has come become due.
-WITH come AS (
-    UPDATE jobs SET due = true WHERE state = 'queued' AND NOT due AND run_at <= $1
-), started AS (
-    -- A start that lies further ahead is a clock that was wrong: all others would wait until then.
-    SELECT count(*) AS recent, min(started_at) AS oldest FROM job_attempts
-     WHERE started_at > $1::timestamptz - $2::interval AND started_at < $1::timestamptz + interval '2 minutes'
-       AND $2::interval > interval '0'
-)
-SELECT (SELECT coalesce(sum(concurrency), 0) FROM workers
-         WHERE stopped_at IS NULL AND seen_at > $1::timestamptz - make_interval(secs => 3 * heartbeat_seconds))
-     - (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running')) AS free,
-       (SELECT count(*) FROM jobs WHERE admitted_at IS NOT NULL AND state = 'queued') AS starting,
-       (SELECT min(run_at) FROM jobs WHERE state = 'queued' AND NOT due AND run_at > $1) AS next_run_at,
-       recent, oldest
-  FROM started
+SELECT rate, (SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'window') AS seconds
+  FROM limits WHERE tenant_id = '*' AND name = 'starts' FOR UPDATE SKIP LOCKED
 
 -- name: admit
-WITH next AS (
-    SELECT tenant_id, id FROM jobs
-     WHERE state = 'queued' AND due AND admitted_at IS NULL
-     ORDER BY priority DESC, id
-     LIMIT $2
+-- By their place in the table, which no statistics from before a backlog can make a search of. One that is being
+-- cancelled at this moment is passed over.
+WITH given AS (
+    SELECT * FROM unnest($2::tid[], $3::integer[]) AS g (place, reserved)
+), still AS (
+    SELECT ctid AS place FROM jobs
+     WHERE ctid = ANY ($2::tid[]) AND state IS NOT DISTINCT FROM 'queued' AND due AND admitted_at IS NULL
        FOR UPDATE SKIP LOCKED
 )
-UPDATE jobs j SET admitted_at = $1
-  FROM next n
- WHERE j.tenant_id = n.tenant_id AND j.id = n.id
+UPDATE jobs j SET admitted_at = $1, reserved = g.reserved
+  FROM still s JOIN given g USING (place)
+ WHERE j.ctid = s.place
 RETURNING j.tenant_id, j.id, j.priority
