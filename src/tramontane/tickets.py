@@ -1,8 +1,8 @@
 """Tickets: read one job's events for a while, for clients that can send no headers.
 
-A ticket is a signature over the job it opens and the moment it expires. It is written down nowhere: every process
-that has the fleet's encryption key can make one and check it, before and after a restart. It can be used until it
-expires, since a browser's EventSource comes back with the address that it was given first.
+A ticket names its tenant, and is a signature over that, the job it opens and the moment it expires. It is written down
+nowhere: every process that has the fleet's encryption key can make one and check it, before and after a restart. It can
+be used until it expires, since a browser's EventSource comes back with the address that it was given first.
 """
 
 import base64
@@ -10,13 +10,14 @@ import hmac
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from uuid import UUID
 
 from tramontane.errors import InvalidTicket
 from tramontane.models import JobKey
 from tramontane.vault import Vault
 
 _PURPOSE: Final = "tickets"
-_FORM: Final = re.compile(r"tkt_([0-9]{1,11})_([A-Za-z0-9_-]{43})")
+_FORM: Final = re.compile(r"tkt_([0-9]{1,11})_([a-z0-9-]{1,63})_([A-Za-z0-9_-]{43})")
 
 
 class Tickets:
@@ -32,16 +33,21 @@ class Tickets:
         """
         expires = int((now + timedelta(seconds=ttl)).timestamp())
         newest, *_ = self._vault.derive(_PURPOSE)
-        return f"tkt_{expires}_{_sign(newest, key, expires)}", datetime.fromtimestamp(expires, UTC)
+        ticket = f"tkt_{expires}_{key.tenant}_{_sign(newest, key, expires)}"
+        return ticket, datetime.fromtimestamp(expires, UTC)
 
-    def check(self, ticket: str, key: JobKey, now: datetime) -> None:
-        """Raises InvalidTicket unless it opens this job now; which of the two it does not is not told apart."""
+    def open(self, ticket: str, job_id: UUID, now: datetime) -> JobKey:
+        """The job that it opens, among those of its tenant.
+
+        Raises InvalidTicket unless it opens this one now; which of the two it does not is not told apart.
+        """
         form = _FORM.fullmatch(ticket)
         if form is not None and int(form[1]) > now.timestamp():
+            key = JobKey(tenant=form[2], id=job_id)
             # With every key that the vault can still open: a ticket outlives the change of a key.
             signatures = [_sign(secret, key, int(form[1])) for secret in self._vault.derive(_PURPOSE)]
-            if any(hmac.compare_digest(signature, form[2]) for signature in signatures):
-                return
+            if any(hmac.compare_digest(signature, form[3]) for signature in signatures):
+                return key
         raise InvalidTicket("this ticket has expired, or was not issued for the events of this job: ask for a new one")
 
 

@@ -1,7 +1,8 @@
 """Who may call a server that listens on loopback: programs of this machine, but not every page in its browser.
 
 A page of any site can make a browser POST to 127.0.0.1, and, by a name that changes its address, even read from it.
-Both show: the first in `Origin`, the second in `Host`.
+Both show: the first in `Origin`, the second in `Host`. On other addresses every call needs a key, which no such page
+has; there a server goes by any name, and pages are refused that it has not served itself.
 """
 
 from typing import Final
@@ -13,6 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tramontane.api.problems import response_to
 from tramontane.errors import NotAllowed
 
+#: For a server that asks everybody for a key.
+ANY_HOST: Final = ("*",)
+
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -21,7 +25,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:
         self._app = app
-        self._hosts = _LOOPBACK | set(hosts)
+        self._hosts = None if hosts == ANY_HOST else _LOOPBACK | set(hosts)
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,9 +36,9 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> NotAllowed | None:
         host = urlsplit(f"//{headers.get('host', '')}").hostname
-        if host not in self._hosts:
+        if self._hosts is not None and host not in self._hosts:
             return NotAllowed("this host name is not one of ours: TRAMONTANE_ALLOWED_HOSTS names those of a proxy")
         origin = headers.get("origin")
-        if origin is None or origin in self._origins or urlsplit(origin).hostname in self._hosts:
+        if origin is None or origin in self._origins or urlsplit(origin).hostname in (self._hosts or {host}):
             return None
         return NotAllowed("pages of this origin may not call this server: TRAMONTANE_CORS_ORIGINS names those that may")

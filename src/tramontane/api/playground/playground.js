@@ -5,6 +5,7 @@ import { Tramontane } from "./client/index.js";
 
 const TURNS = "tramontane.playground.turns";
 const ANSWER = "tramontane.playground.answer";
+const KEY = "tramontane.playground.key";
 
 const $ = (id) => document.getElementById(id);
 const turns = JSON.parse(sessionStorage.getItem(TURNS) ?? "[]");
@@ -21,9 +22,30 @@ const tramontane = new Tramontane(new URL(".", location.href).href, {
     };
     init.signal?.addEventListener("abort", end);
     connections.add(cut);
-    return fetch(url, { ...init, signal: cut.signal });
+    return withKey(url, { ...init, signal: cut.signal });
   },
 });
+
+/** Ask with the key of this tab; when the server wants another one, ask the user for it, and then once more. */
+async function withKey(url, init) {
+  for (;;) {
+    const headers = new Headers(init.headers);
+    const key = sessionStorage.getItem(KEY);
+    if (key) headers.set("authorization", `Bearer ${key}`);
+    const response = await fetch(url, { ...init, headers });
+    if (response.status != 401 || !(await unlocked(key))) return response;
+  }
+}
+
+/** Whether there is another key than the one that was refused: somebody has typed it, or does so now. */
+async function unlocked(refused) {
+  if (sessionStorage.getItem(KEY) == refused) {
+    const dialog = $("locked");
+    if (!dialog.open) dialog.showModal();
+    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  }
+  return sessionStorage.getItem(KEY) != refused;
+}
 
 let running;
 
@@ -105,9 +127,9 @@ function follow(open) {
     state(how);
     running = undefined;
     $("cut").disabled = $("cancel").disabled = true;
-    for (const button of document.querySelectorAll("form button")) button.disabled = false;
+    for (const button of document.querySelectorAll("#ask button")) button.disabled = false;
   }
-  for (const button of document.querySelectorAll("form button")) button.disabled = true;
+  for (const button of document.querySelectorAll("#ask button")) button.disabled = true;
 }
 
 function show(role, text, words, tone) {
@@ -179,6 +201,15 @@ $("cancel").addEventListener("click", () => {
   $("cancel").disabled = true;
   tramontane.cancel(running.jobId).catch((error) => note("not cancelled", error.message, "bad"));
 });
+
+$("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, $("key").value.trim());
+  $("key").value = "";
+  $("locked").close();
+});
+
+$("later").addEventListener("click", () => $("locked").close());
 
 $("fresh").addEventListener("click", () => {
   sessionStorage.removeItem(TURNS);

@@ -1,0 +1,164 @@
+"""Who asks: a key becomes a caller, and where no key has ever been made, everybody is one.
+
+What is known of a key is kept for ten seconds, and forgotten at once when any key or tenant changes, in whichever
+process. When the database does not answer, nobody is let in whose key is not known by then.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from tramontane.errors import ConfigurationError, DatabaseError, KeyRefused, ScopeMissing, TooManyTries
+from tramontane.keys import ApiKey, hash_of, new_key, tenant_named
+from tramontane.listener import OUTAGES, Listener
+from tramontane.models import Caller, Scope
+from tramontane.store import KeyStore
+from tramontane.store.keys import CHANNEL
+
+#: How long a change may go unnoticed whose hint was lost.
+KEPT: Final = timedelta(seconds=10)
+#: The header in which an operator names the tenant to act for.
+TENANT_HEADER: Final = "X-Tramontane-Tenant"
+#: Different unknown keys that one address may try in a minute: each costs a look into the database.
+TRIES: Final = 30
+
+_MINUTE: Final = timedelta(minutes=1)
+_MOST_KNOWN: Final = 10_000
+_HOW: Final = "send it as `Authorization: Bearer tm_…`; `tramontane keys create` makes one"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the database said of a hash, and when; None: no such key."""
+
+    key: ApiKey | None
+    since: datetime
+
+
+class Authentication:
+    """Tells callers from their keys. Call `watch` once, so that changes are noticed at once."""
+
+    def __init__(self, store: KeyStore) -> None:
+        self._store = store
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._own: set[bytes] = set()
+        self._tries = _Tries()
+        self._needed = False
+        self._open_since: datetime | None = None
+        #: Rises with every change, so that what was read before one is not kept after it.
+        self._changes = 0
+
+    async def watch(self, listener: Listener) -> None:
+        """Forget what is known whenever a key or a tenant changes."""
+        await listener.add(CHANNEL, self._forget)
+
+    async def caller(self, key: str | None, *, tenant: str | None, address: str, now: datetime) -> Caller:
+        """Who asks with that key, for a tenant that an operator may name.
+
+        Raises KeyRefused, ScopeMissing, TooManyTries, InvalidInput for a tenant that cannot be one, and DatabaseError
+        when it cannot be told.
+        """
+        digest = hash_of(key) if key is not None else None
+        if digest in self._own or not await self.needed(now):
+            return _acting(Caller(), tenant)
+        if key is None:
+            raise KeyRefused(f"a key is needed: {_HOW}")
+        found = await self._find(digest, address, now) if digest is not None else None
+        if found is None:
+            raise KeyRefused(f"no such key: {_HOW}")
+        if (state := found.state(now)) != "active":
+            raise KeyRefused(f"this key {'was revoked' if state == 'revoked' else 'has expired'}: use another one")
+        return _acting(Caller(tenant=found.tenant, scopes=found.scopes, key=found.id), tenant)
+
+    async def needed(self, now: datetime) -> bool:
+        """Whether a key is needed: from the first one on, for good. Raises DatabaseError."""
+        if not self._needed and not _fresh(self._open_since, now):
+            changes = self._changes
+            try:
+                self._needed = await self._store.any() or self._needed
+            except OUTAGES:
+                raise _outage() from None
+            self._open_since = now if changes == self._changes else None
+        return self._needed
+
+    def close(self) -> None:
+        """Ask for keys from now on, whether there are any or not."""
+        self._needed = True
+
+    async def insist(self) -> None:
+        """The same, where others can reach us. Raises ConfigurationError when nobody has a key."""
+        self.close()
+        if not await self._store.any():
+            raise ConfigurationError(
+                "TRAMONTANE_HOST is an address that others reach, and nobody has a key yet: make one first, with "
+                "`tramontane keys create`, or listen on 127.0.0.1"
+            )
+
+    def own_key(self) -> str:
+        """A key for a client in this process, to which the database belongs: known here, and written down nowhere."""
+        key = new_key()
+        digest = hash_of(key)
+        assert digest is not None
+        self._own.add(digest)
+        return key
+
+    async def _find(self, digest: bytes, address: str, now: datetime) -> ApiKey | None:
+        known = self._known.get(digest)
+        if known is not None and _fresh(known.since, now):
+            return known.key
+        self._tries.check(address, now)
+        changes = self._changes
+        try:
+            key = await self._store.use(digest, now)
+        except OUTAGES:
+            raise _outage() from None
+        if key is None:
+            self._tries.count(address)
+        if changes == self._changes:
+            self._known[digest] = _Known(key, now)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+        return key
+
+    def _forget(self, _: str) -> None:
+        self._changes += 1
+        self._known.clear()
+        self._open_since = None
+
+
+class _Tries:
+    """Unknown keys by address and minute. A key that is known already is not asked about here."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._since: datetime | None = None
+
+    def check(self, address: str, now: datetime) -> None:
+        """Raises TooManyTries."""
+        if self._since is None or not self._since <= now < self._since + _MINUTE or len(self._counts) > _MOST_KNOWN:
+            self._counts, self._since = {}, now
+        if self._counts.get(address, 0) >= TRIES:
+            raise TooManyTries("this address has tried too many keys: wait a minute")
+
+    def count(self, address: str) -> None:
+        """One more."""
+        self._counts[address] = self._counts.get(address, 0) + 1
+
+
+def _acting(caller: Caller, tenant: str | None) -> Caller:
+    """The caller for the tenant that was named; for its own when none was."""
+    if tenant is None or tenant == caller.tenant:
+        return caller
+    if not caller.may(Scope.OPERATOR):
+        raise ScopeMissing(f"this key acts for its own tenant alone: {TENANT_HEADER} is for operators")
+    return replace(caller, tenant=tenant_named(TENANT_HEADER, tenant))
+
+
+def _fresh(since: datetime | None, now: datetime) -> bool:
+    # A clock that was set back keeps nothing alive.
+    return since is not None and since <= now < since + KEPT
+
+
+def _outage() -> DatabaseError:
+    return DatabaseError("the database does not answer; try again")
