@@ -1,0 +1,164 @@
+"""Jobs that come again: what was asked for, and the one verb by which it happens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from tramontane.errors import Conflict, NotFound
+from tramontane.ids import show_id
+from tramontane.models import CatchUp, NewJob, Schedule
+from tramontane.store.jobs import insert
+from tramontane.store.rows import Connection, Pool
+from tramontane.store.statements import Statements
+
+SQL = Statements("schedules")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What a schedule's turn comes to: jobs to submit, and when it is its turn again; or why it stops."""
+
+    jobs: Sequence[NewJob] = ()
+    #: The time that the last of the jobs is for.
+    last_at: datetime | None = None
+    next_at: datetime | None = None
+    #: Nothing can be made of it any more.
+    fault: str | None = None
+
+
+class ScheduleStore:
+    """Verbs about schedules. Each is one transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def insert(self, schedule: Schedule) -> Schedule:
+        """Write a new schedule. Raises Conflict when the tenant has one of that name."""
+        row = await self._pool.fetchrow(
+            SQL.insert_schedule,
+            schedule.tenant,
+            schedule.id,
+            schedule.name,
+            schedule.cron,
+            schedule.timezone,
+            schedule.job,
+            schedule.template,
+            schedule.catch_up,
+            _state(schedule),
+            schedule.next_at,
+            schedule.created_at,
+        )
+        if row is None:
+            raise _taken(schedule.name)
+        return _schedule_from(row)
+
+    async def get(self, tenant: str, schedule_id: UUID) -> Schedule:
+        """The schedule. Raises NotFound."""
+        row = await self._pool.fetchrow(SQL.get_schedule, tenant, schedule_id)
+        if row is None:
+            raise _not_found(schedule_id)
+        return _schedule_from(row)
+
+    async def update(self, schedule: Schedule, *, read_at: datetime) -> Schedule:
+        """Write a schedule that was changed. A reason why it was stopped goes.
+
+        read_at: its `updated_at` when it was read. Raises Conflict when the name is another's, or when somebody has
+        changed it since then, and NotFound.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            if await connection.fetchval(SQL.name_taken, schedule.tenant, schedule.id, schedule.name):
+                raise _taken(schedule.name)
+            row = await connection.fetchrow(
+                SQL.update_schedule,
+                schedule.tenant,
+                schedule.id,
+                read_at,
+                schedule.name,
+                schedule.cron,
+                schedule.timezone,
+                schedule.job,
+                schedule.template,
+                schedule.catch_up,
+                _state(schedule),
+                schedule.next_at,
+                schedule.updated_at,
+            )
+            if row is None:
+                if await connection.fetchrow(SQL.get_schedule, schedule.tenant, schedule.id) is None:
+                    raise _not_found(schedule.id)
+                raise Conflict("somebody else has changed this schedule at the same time: read it again")
+        return _schedule_from(row)
+
+    async def delete(self, tenant: str, schedule_id: UUID) -> None:
+        """Forget a schedule. Its jobs stay. Raises NotFound."""
+        if await self._pool.fetchval(SQL.delete_schedule, tenant, schedule_id) is None:
+            raise _not_found(schedule_id)
+
+    async def fire(
+        self, now: datetime, turn: Callable[[Schedule, datetime], Turn], *, limit: int
+    ) -> "list[tuple[Schedule, Turn]]":
+        """Give their turn to schedules whose time has come: the jobs and the next time are written together.
+
+        So a crash neither loses a turn nor doubles it, and two processes share the schedules between them.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            due = [_schedule_from(row) for row in await connection.fetch(SQL.due_schedules, now, limit)]
+            turns = [(schedule, turn(schedule, now)) for schedule in due]
+            jobs = [job for _, taken in turns for job in taken.jobs]
+            if jobs:
+                await insert(connection, jobs, now)
+            for schedule, taken in turns:
+                await _move(connection, schedule, taken, now)
+        return turns
+
+    async def next_at(self) -> datetime | None:
+        """When the first of all schedules comes."""
+        moment: datetime | None = await self._pool.fetchval(SQL.next_schedule)
+        return moment
+
+    async def list(self, tenant: str) -> list[Schedule]:
+        """All of a tenant's, by name."""
+        return [_schedule_from(row) for row in await self._pool.fetch(SQL.list_schedules, tenant)]
+
+
+async def _move(connection: Connection, schedule: Schedule, turn: Turn, now: datetime) -> None:
+    if turn.fault is not None:
+        await connection.execute(SQL.stop_schedule, schedule.tenant, schedule.id, turn.fault, now)
+        return
+    last_job = turn.jobs[-1].key.id if turn.jobs else None
+    await connection.execute(SQL.move_schedule, schedule.tenant, schedule.id, turn.next_at, turn.last_at, last_job)
+
+
+def _state(schedule: Schedule) -> str:
+    return "active" if schedule.active else "paused"
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"there is a schedule {name!r} already: change that one, or choose another name")
+
+
+def _not_found(schedule_id: UUID) -> NotFound:
+    return NotFound(f"no such schedule: {show_id('sch', schedule_id)}")
+
+
+def _schedule_from(row: asyncpg.Record) -> Schedule:
+    return Schedule(
+        tenant=row["tenant_id"],
+        id=row["id"],
+        name=row["name"],
+        cron=row["cron"],
+        timezone=row["timezone"],
+        job=row["job"],
+        template=row["template"],
+        catch_up=CatchUp(row["catch_up"]),
+        active=row["state"] == "active",
+        reason=row["reason"],
+        next_at=row["next_at"],
+        last_at=row["last_at"],
+        last_job=row["last_job"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
