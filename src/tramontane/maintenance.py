@@ -1,4 +1,4 @@
-"""The duties of a worker's process that nobody waits for: mend what no queue entry stands for, delete what is past."""
+"""The leader's duties that nobody waits for: mend what no queue entry stands for, delete what is past."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from tramontane.ids import utc_now
-from tramontane.store import DeliveryStore, EventStore, JobStore, LimitStore
+from tramontane.store import DeliveryStore, EventStore, JobStore, LimitStore, RetentionStore
 from tramontane.telemetry import log
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ _WORKERS = timedelta(days=1)
 class Maintenance:
     """Does its rounds until cancelled. All of it may run in several processes at once.
 
-    heartbeat: an admitted job without a queue entry is left alone this long, since it may be changing hands.
+    heartbeat: an admitted job without a queue entry is left alone this long, since it may be changing hands. The other
+    seconds say how long is kept, from the end of a job: its events, what it asked and answered, its row; and messages.
     """
 
     def __init__(
@@ -28,9 +29,12 @@ class Maintenance:
         events: EventStore,
         limits: LimitStore,
         deliveries: DeliveryStore,
+        past: RetentionStore,
         *,
         heartbeat: float,
         retention: float,
+        result_retention: float,
+        job_retention: float,
         webhook_retention: float,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -38,8 +42,11 @@ class Maintenance:
         self._events = events
         self._limits = limits
         self._deliveries = deliveries
+        self._past = past
         self._heartbeat = timedelta(seconds=heartbeat)
         self._retention = timedelta(seconds=retention)
+        self._result_retention = timedelta(seconds=min(result_retention, job_retention))
+        self._job_retention = timedelta(seconds=job_retention)
         self._webhook_retention = timedelta(seconds=webhook_retention)
         self._clock = clock
 
@@ -55,6 +62,10 @@ class Maintenance:
         await self._duty("prune_events", self._prune_events(now))
         await self._duty("sweep_deliveries", self._sweep_deliveries(now))
         await self._duty("tidy_webhooks", self._tidy_webhooks(now))
+        await self._duty("expire_contents", self._expire_contents(now))
+        await self._duty("forget_jobs", self._forget_jobs(now))
+        await self._duty("forget_spendings", self._past.forget_spendings(now - self._job_retention))
+        await self._duty("forget_recoveries", self._past.forget_recoveries(now - self._webhook_retention))
         await self._duty("prune_queue_log", self._jobs.prune_queue_log(now - _QUEUE_LOG))
         await self._duty("forget_workers", self._limits.forget_workers(now - _WORKERS))
 
@@ -64,6 +75,15 @@ class Maintenance:
 
     async def _prune_events(self, now: datetime) -> None:
         while await self._events.prune(ended_before=now - self._retention, now=now):  # noqa: ASYNC110 - bites
+            await asyncio.sleep(0)
+
+    async def _expire_contents(self, now: datetime) -> None:
+        before = now - self._result_retention
+        while await self._past.expire_contents(ended_before=before, now=now):  # noqa: ASYNC110 - bites
+            await asyncio.sleep(0)
+
+    async def _forget_jobs(self, now: datetime) -> None:
+        while await self._past.forget_jobs(ended_before=now - self._job_retention):  # noqa: ASYNC110 - bites
             await asyncio.sleep(0)
 
     async def _sweep_deliveries(self, now: datetime) -> None:
