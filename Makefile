@@ -30,8 +30,10 @@ check: .venv/.dev ## format, lint, types, import layers, dead links
 bench: .venv/.dev ## the figures of docs/performance.md
 	$(BIN)/python -m bench $(ARGS)
 
-chaos: .venv/.dev ## 300 kills; the short form is part of `make test`
-	TRAMONTANE_CHAOS_KILLS=300 $(BIN)/pytest tests/e2e/test_chaos.py tests/e2e/test_webhook_crashes.py -n 0 --timeout 3600 $(ARGS)
+chaos: .venv/.dev ## 300 kills, then every fault at once with a report (ARGS goes to it), then more fuzzing
+	TRAMONTANE_CHAOS_KILLS=300 $(BIN)/pytest tests/e2e/test_chaos.py tests/e2e/test_webhook_crashes.py -n 0 --timeout 3600
+	PYTHONPATH=tests:tests/e2e $(BIN)/python -m chaos $(ARGS)
+	TRAMONTANE_FUZZ=1 $(BIN)/pytest tests/api/test_schema_fuzz.py tests/api/test_fuzz.py
 
 fmt: .venv/.dev ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -6,24 +6,31 @@ Should the tests themselves be killed, the processes find their standard input c
 
 import asyncio
 import os
+import select
 import signal
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import asyncpg
 import msgspec
+from nursery import Child, spawn
 
 from tramontane.embedded.home import PORT, find_home
 from tramontane.embedded.postmaster import find_postmaster
-from tramontane.simulator import Simulator
 
 _MAIN = Path(__file__).with_name("process_main.py")
 _START = 30.0  # seconds, recovery of Postgres included
+
+
+class Mistral(Protocol):
+    """Where the processes find what they take for Mistral: a Simulator, or a process that is one."""
+
+    @property
+    def url(self) -> str: ...
 
 
 @dataclass(eq=False)
@@ -31,7 +38,9 @@ class Process:
     """A process that works, or has been killed."""
 
     role: str
-    running: asyncio.subprocess.Process
+    running: Child
+    #: Our end of its standard input: it ends when this is closed.
+    held: BinaryIO
     #: Of the API, or of the receiver; None for a worker.
     url: str | None
     log: BinaryIO
@@ -45,8 +54,7 @@ class Process:
         return self.running.returncode is None
 
     def signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self.running.send_signal(number)
+        self.running.send_signal(number)
 
     async def kill(self) -> None:
         """`kill -9`, and nothing of it is left when this returns."""
@@ -65,15 +73,14 @@ class Process:
         return self.log.read().decode()
 
     async def _gone(self) -> int:
-        if self.running.stdin is not None:
-            self.running.stdin.close()
+        self.held.close()
         return await self.running.wait()
 
 
 class Processes:
     """The processes of one test, with the settings they share. Without `database_url` they share a data directory."""
 
-    def __init__(self, simulator: Simulator, data_dir: Path, *, database_url: str = "", **environment: object) -> None:
+    def __init__(self, simulator: Mistral, data_dir: Path, *, database_url: str = "", **environment: object) -> None:
         self.data_dir = data_dir
         self.started: list[Process] = []
         self._environment = {
@@ -88,6 +95,10 @@ class Processes:
             "TRAMONTANE_GRACE": "0.2",
             "TRAMONTANE_BACKOFF": "0.1",
         } | {name: str(value) for name, value in environment.items()}
+
+    def add_environment(self, **environment: object) -> None:
+        """For those that are started from now on."""
+        self._environment |= {name: str(value) for name, value in environment.items()}
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,18 +116,20 @@ class Processes:
         """A process of that role (serve, api, worker, receiver), once it works."""
         own = {name: str(value) for name, value in environment.items()}
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        running = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(_MAIN), role),
-            env=dict(os.environ) | self._environment | own,  # noqa: TID251 - the child's
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-        )
-        process = Process(role, running, None, log)
+        (stdin, held), (said, stdout) = os.pipe(), os.pipe()
+        running = spawn(
+            [str(_MAIN), role],
+            dict(os.environ) | self._environment | own,  # noqa: TID251 - the child's
+            stdin=stdin, stdout=stdout, stderr=log.fileno(),
+        )  # fmt: skip
+        os.close(stdin)
+        os.close(stdout)
+        process = Process(role, running, os.fdopen(held, "wb"), None, log)
         self.started.append(process)
-        assert running.stdout is not None
-        async with asyncio.timeout(_START):
-            line = await running.stdout.readline()
+        await asyncio.to_thread(select.select, [said], [], [], _START)
+        os.set_blocking(said, False)
+        with os.fdopen(said, "rb") as greeting:
+            line = greeting.readline()
         assert line, f"it did not start: {process.written()[-2000:]}"
         process.url = msgspec.json.decode(line)["url"]
         return process

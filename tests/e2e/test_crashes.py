@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from clients import BROKEN, Client, Reader, follow
-from processes import Process, Processes
+from processes import Process, Processes, until
 
 from tramontane.simulator import Behaviour, Simulator
 
@@ -300,6 +300,7 @@ async def serving_again(box: Processes, clients: Clients, simulator: Simulator, 
         for job_id, reader in readers.items():
             tasks.create_task(follow(lambda: client, job_id, reader))
         await simulator.wait_for_chunks(3, 50)
+        await until(lambda: any(reader.visits for reader in readers.values()))
         if postgres:
             box.kill_postgres()
         await server.kill()
