@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 _NUMBERS = itertools.count(1)
 
 
+#: Seconds: whoever is given more may need them.
+_LONG = 60
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones begin first, lest one worker is left alone with them at the end. The others stay shuffled."""
+    given = [item.get_closest_marker("timeout") for item in items]
+    long = {item for item, mark in zip(items, given, strict=True) if mark is not None and mark.args[0] > _LONG}
+    items.sort(key=lambda item: item not in long)
+
+
 def _short_dir() -> Path:
     """A directory with a short name (a socket fits in) that the account of Postgres can reach when we are root.
 
@@ -138,7 +149,8 @@ async def _copy_of_template(server: EmbeddedServer, template: str = "migrated") 
     if template == "migrated":
         await _ensure_template(server)
     name = f"test_{next(_NUMBERS)}"
-    await _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    # Files are copied in a third of the time that it takes to log them page by page.
+    await _execute(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield _url(server, name)
     await _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -12,6 +12,7 @@ import msgspec
 from tramontane import queue
 from tramontane.database import Database
 from tramontane.ids import new_id
+from tramontane.limits import Bucket, Heard
 from tramontane.models import (
     Attempt,
     Batch,
@@ -27,8 +28,9 @@ from tramontane.models import (
     Submitted,
     WorkerInfo,
 )
-from tramontane.store import EventStore, JobStore, LimitStore
+from tramontane.store import BucketStore, EventStore, JobStore, LimitStore
 
+WINDOW = timedelta(seconds=60)
 T0 = datetime(2026, 11, 22, 6, 46, tzinfo=UTC)
 REQUEST = b'{"model":"mistral-small-latest","messages":[{"role":"user","content":"Hello!"}]}'
 UNAVAILABLE = Failure(code="upstream_unavailable", message="Mistral answered 503", retryable=True)
@@ -99,14 +101,22 @@ class Lives:
         self.jobs = JobStore(database.pool)
         self.events = EventStore(database.pool)
         self.limits = LimitStore(database.pool)
+        self.buckets = BucketStore(database.pool)
         self.worker_id = new_id()
 
     async def worker(self, *, slots: int = 100, rate: float = 0.0, heartbeat: float = 10.0, now: datetime = T0) -> UUID:
         """A live worker; without a rate nothing but its slots limits the starts."""
         info = WorkerInfo(id=new_id(), concurrency=slots, heartbeat_seconds=heartbeat, host="here", pid=1)
         await self.limits.register(info, rate=rate, now=now)
+        await self.answered(now=now)
         self.worker_id = info.id
         return info.id
+
+    async def answered(
+        self, model: str = "mistral-small-latest", *, account: str = "*", now: datetime = T0, **head: Any
+    ) -> Bucket:
+        """Mistral has answered for a model: with these headers, or without any, and so without a limit."""
+        return await self.buckets.learn((account, model), [Heard(at=now, **head)], [], now, WINDOW)
 
     async def submit(self, *jobs: NewJob, now: datetime = T0) -> list[Job]:
         outcomes = await self.jobs.submit(jobs or [new_job()], now)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tramontane import errors
-from tramontane.api import routes, webhook_history, webhook_routes
+from tramontane.api import limits_routes, operations_routes, routes, webhook_history, webhook_routes
 from tramontane.cli.program import program
 
 if TYPE_CHECKING:
     from tramontane.simulator import Simulator
 
 ROOT = Path(__file__).parents[1]
-ROUTERS = (routes.router, webhook_routes.router, webhook_history.router)
+ROUTERS = (limits_routes.router, operations_routes.router, routes.router, webhook_routes.router, webhook_history.router)
 PATHS = sorted({route.path for router in ROUTERS for route in router.routes})  # type: ignore[attr-defined]
 README = (ROOT / "README.md").read_text("utf-8")
 

@@ -61,6 +61,7 @@ class Told(Lives):
             id=self.worker_id, concurrency=100, heartbeat_seconds=1e7, host="here", pid=1, deliveries=places
         )
         await self.limits.register(worker, rate=0, now=T0)
+        await self.answered()
 
     async def endpoint(self, *events: str, tenant: str = "default", secret: bytes = b"sealed", **columns: Any) -> UUID:
         """A registered endpoint that wants everything, or those events."""

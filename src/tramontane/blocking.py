@@ -185,12 +185,13 @@ class TramontaneSync(_Face[Tramontane]):
         self,
         url: str | None = None,
         *,
+        api_key: str | None = None,
         headers: Headers | None = None,
         patience: float = 60.0,
         worker: bool = True,
         **settings: Any,
     ) -> None:
-        behind = Tramontane(url, headers=headers, patience=patience, worker=worker, **settings)
+        behind = Tramontane(url, api_key=api_key, headers=headers, patience=patience, worker=worker, **settings)
         super().__init__(behind, LoopThread(behind))
 
     def __enter__(self) -> Self:
@@ -203,6 +204,13 @@ class TramontaneSync(_Face[Tramontane]):
     submit = _job(Tramontane.submit)
     stream = _loop(Tramontane.stream)
     cancel = _call(Tramontane.cancel)
+
+    def submit_many(
+        self, prompts: Iterable[Prompt], *, idempotency_key: str | None = None, **options: Any
+    ) -> list[JobSync]:
+        """Have many jobs done at once. See Tramontane.submit_many."""
+        jobs = self._thread.run(self._behind.submit_many(prompts, idempotency_key=idempotency_key, **options))
+        return [JobSync(job, self._thread) for job in jobs]
 
     def job(self, job_id: str) -> JobSync:
         """A job by its id. Nothing is asked yet: one that is not there raises NotFound when it is used."""

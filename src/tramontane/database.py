@@ -5,6 +5,7 @@ locks are those of a transaction, and who wants to LISTEN takes a connection of 
 """
 
 import asyncio
+import functools
 import hashlib
 import importlib.resources
 import logging
@@ -32,10 +33,15 @@ if TYPE_CHECKING:
 _Connect = Callable[..., Coroutine[Any, Any, Any]]  # gives a connection, to a pool or to one of us
 
 SCHEMA = "tramontane"
+#: The channel on which a migration is told of, once it is committed.
+MIGRATED: Final = "tramontane_migrated"
 _OLDEST = 16  # the oldest major version of Postgres that our SQL is tried on
 _CONNECT_TIMEOUT = 10.0  # seconds
 _CLOSE_TIMEOUT = 10.0  # seconds that borrowers of connections get at the end
 _MIGRATION_LOCK = 0x7472616D  # advisory, of the session; any constant of our own
+#: Seconds that a migration waits for a table which a transaction holds: all who come after it wait as long.
+_LOCK_PATIENCE = 2.0
+_LOCK_TRIES = 30
 _MIGRATION = re.compile(r"(\d{4})_(\w+)\.sql")
 _LOGGER = logging.getLogger(__name__)
 
@@ -218,8 +224,11 @@ async def migrate(
 
     A file is `NNNN_name.sql`; it and its row in `tramontane.migrations` are one transaction, so a crash leaves a number
     applied or not. `also` comes before the files, on the same connection and outside a transaction, every time.
-    Processes that migrate at once take turns. Raises DatabaseError when the database has numbers that we do not know,
-    when a file was changed after it was applied, or when one fails.
+    Processes that migrate at once take turns, and others work meanwhile: a file that has to wait for their transactions
+    lets go, and tries again. One number that we do not know is the next version's, beside which this one works.
+
+    Raises DatabaseError when the database has more of those, when a file was changed after it was applied, when one
+    fails, or when no moment comes in which the tables are free.
     """
     files = _read(directory)
     connection = await database.connect()
@@ -227,10 +236,14 @@ async def migrate(
         with _plain_errors(database.describe):
             await _lock(connection, database.describe)
             await _make_table(connection)
-            pending = _pending(files, await _applied(connection), database.describe)
-            await also(connection)
+            applied = await _applied(connection)
+            pending = _pending(files, applied, database.describe)
+            if len(applied) > len(files):
+                return []  # of the next version, the queue's tables too
+            await connection.execute("SELECT set_config('lock_timeout', $1, false)", f"{_LOCK_PATIENCE * 1000:.0f}")
+            await _when_free(functools.partial(also, connection), "the queue's tables")
             for file in pending:
-                await _apply(connection, file)
+                await _when_free(functools.partial(_apply, connection, file), f"migration {file.name}")
     finally:
         await connection.close()  # and with it the lock
     return [file.name for file in pending]
@@ -251,6 +264,17 @@ async def status(database: Database, *, directory: Traversable | None = None) ->
         await connection.close()
     pending = _pending(files, applied, database.describe)
     return [file.name for file in files if file not in pending], [file.name for file in pending]
+
+
+async def steps_ahead(database: Database) -> int:
+    """How many migrations the database has that this version does not know; below 0 those that it lacks."""
+    applied = await database.pool.fetchval(f"SELECT max(number) FROM {SCHEMA}.migrations")  # noqa: S608 - a constant
+    return int(applied or 0) - _newest()
+
+
+@functools.cache
+def _newest() -> int:
+    return max(file.number for file in _read(None))
 
 
 @dataclass(frozen=True)
@@ -304,10 +328,13 @@ async def _applied(connection: "Connection") -> dict[int, str]:
 def _pending(files: list[_Migration], applied: dict[int, str], describe: str) -> list[_Migration]:
     if unknown := applied.keys() - {file.number for file in files}:
         ours = files[-1].number if files else 0
-        raise DatabaseError(
-            f"{describe} is of a newer version of Tramontane: it has migration {max(unknown):04}, and this version "
-            f"knows those up to {ours:04}; upgrade Tramontane"
-        )
+        # Each migration leaves a database that the version before it can work with, and promises no more.
+        if unknown != {ours + 1}:
+            raise DatabaseError(
+                f"{describe} is of a newer version of Tramontane: it has migration {max(unknown):04}, and this version "
+                f"knows those up to {ours:04}; upgrade Tramontane"
+            )
+        log(_LOGGER, logging.WARNING, "database.newer", database=describe, has=ours + 1, known=ours)
     for file in files:
         if applied.get(file.number, file.checksum) != file.checksum:
             raise DatabaseError(
@@ -317,12 +344,31 @@ def _pending(files: list[_Migration], applied: dict[int, str], describe: str) ->
     return [file for file in files if file.number not in applied]
 
 
+async def _when_free(change: Callable[[], Awaitable[None]], what: str) -> None:
+    """Make a change of tables that are in use. While it waits everybody queues behind it, so it does not wait long."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            await change()
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            log(_LOGGER, logging.WARNING, "migrations.tables_in_use", change=what)
+            await asyncio.sleep(_LOCK_PATIENCE / 2)
+        else:
+            return
+    raise DatabaseError(
+        f"{what} found no moment in which the tables were free: end the long transactions (`pg_stat_activity` shows "
+        "them), and start again"
+    )
+
+
 async def _apply(connection: "Connection", file: _Migration) -> None:
     record = f"INSERT INTO {SCHEMA}.migrations (number, name, checksum) VALUES ($1, $2, $3)"  # noqa: S608 - a constant
     try:
         async with connection.transaction():
             await connection.execute(file.sql)
             await connection.execute(record, file.number, file.name, file.checksum)
+            await connection.execute("SELECT pg_notify($1, '')", MIGRATED)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        raise
     except asyncpg.PostgresError as error:
         raise DatabaseError(f"migration {file.name} failed and left no trace: {_first_line(error)}") from error
     log(_LOGGER, logging.INFO, "migration.applied", migration=file.name)

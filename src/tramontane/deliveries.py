@@ -15,11 +15,13 @@ from tramontane.errors import ConfigurationError, SecretsLocked
 from tramontane.groups import GroupCommit
 from tramontane.ids import iso, show_id, utc_now
 from tramontane.listener import OUTAGES
+from tramontane.metrics import Metrics
 from tramontane.queue import Consumer, Entry, LeaveEntry
 from tramontane.settings import Settings
 from tramontane.store import DeliveryStore
 from tramontane.tasks import beside
 from tramontane.telemetry import log
+from tramontane.tracing import Tracing, current, mark
 from tramontane.vault import Vault
 from tramontane.webhooks.models import DeliveryState, Exchange, Outgoing, Sendable, Tried
 from tramontane.webhooks.schedule import BLOCKED_PAUSE, judge
@@ -51,8 +53,12 @@ class Sender:
         worker_id: UUID,
         dice: Callable[[], float],
         clock: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._send = send
+        self._metrics = metrics = metrics or Metrics()
+        self._tracing = tracing or Tracing()
         self._vault = vault
         self._admission = admission
         self._settings = settings
@@ -62,12 +68,16 @@ class Sender:
         self._stopping = asyncio.Event()
         self._grace_over = False
         self._consumer = consumer_of(self._handle)
-        self._loads = GroupCommit[Entry, Sendable | None](lambda entries: store.load(entries, clock()), outages=OUTAGES)
+        self._loads = GroupCommit[Entry, Sendable | None](
+            lambda entries: store.load(entries, clock()), outages=OUTAGES, told=metrics.group("load_delivery")
+        )
 
         async def record(tries: Sequence[Tried]) -> list[bool]:
             return await store.record(tries, worker_id=worker_id, now=clock())
 
-        self._records = GroupCommit[Tried, bool](record, outages=OUTAGES, largest=256)
+        self._records = GroupCommit[Tried, bool](
+            record, outages=OUTAGES, largest=256, told=metrics.group("record_delivery")
+        )
 
     async def run(self) -> None:
         """Send until `stop`; then what is under way gets its grace, and the rest is handed back."""
@@ -91,7 +101,10 @@ class Sender:
         try:
             sendable = await self._loads.add(entry)
             if sendable is not None:
-                await self._record(await self._try(sendable))
+                with self._tracing.delivery(sendable.event, sendable.trace_context, attempt=sendable.attempts + 1):
+                    tried = await self._try(sendable)
+                await self._record(tried)
+                self._tell(tried)
         except Exception as error:  # noqa: BLE001
             # Most likely the database. The entry goes stale and is taken over; that counts as no attempt.
             log(logger, logging.ERROR, "delivery.left", delivery=show_id("dlv", entry.key.id), error=error)
@@ -122,6 +135,10 @@ class Sender:
             return self._judged(sendable, exchange, now)
         return back  # only a shutdown cancels this scope: somebody else sends it, under the same id
 
+    def _tell(self, tried: Tried) -> None:
+        outcome = "retried" if tried.counted and tried.state is DeliveryState.WAITING else tried.state.value
+        self._metrics.delivered(outcome, tried.exchange.timings.total / 1000 if tried.exchange else None)
+
     def _outgoing(self, sendable: Sendable, body: bytes, now: datetime) -> Outgoing:
         secrets = [self._vault.open(secret) for secret in sendable.secrets] or [self._settings.webhook_secret]
         if not secrets[0]:
@@ -141,12 +158,16 @@ class Sender:
             job_id=show_id("job", sendable.job_id) if sendable.job_id else None,
             job_seq=sendable.seq,
         )
+        if traced := current():
+            headers = (*headers, ("traceparent", traced))
         timeout = sendable.timeout or self._settings.webhook_timeout
         return Outgoing(url=sendable.url, headers=(*headers, *own.items()), body=body, timeout=timeout)
 
     def _judged(self, sendable: Sendable, exchange: Exchange, started_at: datetime) -> Tried:
         verdict = judge(exchange, attempt=sendable.attempts + 1, now=self._clock(), random=self._dice())
         shown = show_id("dlv", sendable.id)
+        if exchange.error_class:
+            mark(exchange.error_class)
         if verdict.state is DeliveryState.FAILED:
             log(logger, logging.WARNING, "delivery.failed", delivery=shown, error=exchange.error_class)
         return Tried(

@@ -12,24 +12,45 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final, Literal, Self, overload
 from urllib.parse import urlsplit
 
-from tramontane.client import Answers, ApiClient, Headers, InProcess, Job, Prompt, Result, job_body
+from tramontane.client import Answers, ApiClient, Headers, InProcess, Job, Prompt, Result, job_body, of_line
 from tramontane.errors import ConfigurationError, InvalidInput, TramontaneError
+from tramontane.ids import new_id, show_id
 from tramontane.settings import Settings, read_settings
 from tramontane.tasks import task_group
 
 #: Seconds: whoever leaves an embedded engine does not wait for running jobs as long as a server would.
 _GRACE: Final = 1.0
+#: What `submit` takes that is ours; the rest is Mistral's.
+_OPTIONS: Final = frozenset(
+    {
+        "request_id",
+        "callback",
+        "priority",
+        "run_at",
+        "delay",
+        "deadline",
+        "attempts",
+        "backoff",
+        "timeout",
+        "resume",
+        "metadata",
+    }
+)
+#: Jobs of one request.
+_PAGE: Final = 1000
 
 
 class Tramontane:
     """Asks for jobs. Use it as `async with`; one value serves any number of callers of its event loop.
 
     url: of a server; None: the engine runs here, on the database of DATABASE_URL or else on its own Postgres, and
-    what is running when the block is left is handed back to whoever works next. headers: sent with every request, or
-    a function (async, if you like) that gives them each time, for tokens that expire. patience: seconds that a server
+    what is running when the block is left is handed back to whoever works next. api_key: for a server that wants one.
+    headers: sent with every request, or a function (async, if you like) that gives them each time, for tokens that
+    expire. patience: seconds that a server
     which has gone is waited for; one that was never there is not. worker: whether an engine here runs jobs, too.
     settings: those of an engine here, by name (`data_dir=…, concurrency=10, heartbeat="5s"`); others come from the
     environment.
@@ -42,6 +63,7 @@ class Tramontane:
         self,
         url: str | None = None,
         *,
+        api_key: str | None = None,
         headers: Headers | None = None,
         patience: float = 60.0,
         worker: bool = True,
@@ -53,6 +75,7 @@ class Tramontane:
         self._settings = None if url is not None else _settings(settings, worker=worker)
         self._worker = worker
         self._headers = headers
+        self._key = api_key
         self._patience = patience
         self._open = AsyncExitStack()
         self._api: ApiClient | None = None
@@ -81,6 +104,8 @@ class Tramontane:
         callback: str | Mapping[str, Any] | None = None,
         priority: int | None = None,
         run_at: datetime | str | None = None,
+        delay: float | str | timedelta | None = None,
+        deadline: float | str | timedelta | datetime | None = None,
         attempts: int | None = None,
         backoff: Mapping[str, Any] | None = None,
         timeout: float | str | timedelta | None = None,
@@ -93,9 +118,11 @@ class Tramontane:
 
         messages: a question, or a conversation in Mistral's form. request: instead of that, Mistral's whole chat
         request. parameters: Mistral's other fields, such as `model` and `temperature`. The rest is as in docs/http.md;
-        `timeout` is seconds. idempotency_key: the same one gives the same job, also to another process and later.
+        durations are seconds, texts or timedeltas, and a `deadline` may be a time, too. idempotency_key: the same one
+        gives the same job, also to another process and later.
 
-        Raises InvalidInput naming the field, IdempotencyMismatch, and Unreachable.
+        Raises InvalidInput naming the field, IdempotencyMismatch, Unreachable, and, when too much waits or is spent,
+        QueueFull, Overloaded or BudgetExhausted.
         """
         body = job_body(
             messages,
@@ -105,6 +132,8 @@ class Tramontane:
             callback=callback,
             priority=priority,
             run_at=run_at,
+            delay=delay,
+            deadline=deadline,
             attempts=attempts,
             backoff=backoff,
             timeout=timeout,
@@ -113,6 +142,32 @@ class Tramontane:
         )
         accepted = await self._client.submit(body, idempotency_key=idempotency_key)
         return Job(self._client, accepted["jobId"])
+
+    async def submit_many(
+        self, prompts: Iterable[Prompt], *, idempotency_key: str | None = None, **options: Any
+    ) -> list[Job]:
+        """Have many jobs done, many times faster than one by one; they are on disk when this returns.
+
+        idempotency_key: makes the whole repeatable, also after an error or a crash: prompts keep their jobs from one
+        run of a program to the next. options: those of `submit`, for all.
+
+        Raises what `submit` does, for the first that is refused, with the index of its prompt as a note; others of the
+        same page of a thousand may have been taken all the same.
+        """
+        if isinstance(prompts, str):
+            raise InvalidInput("prompts", "is one text: put it in a list")
+        own = {name: options.pop(name) for name in _OPTIONS & options.keys()}
+        key, jobs, waiting = idempotency_key or show_id("key", new_id()), list[Job](), iter(prompts)
+        while page := list(islice(waiting, _PAGE)):
+            bodies = [job_body(prompt, None, options, **own) for prompt in page]
+            answer = await self._client.submit_bulk(bodies, idempotency_key=f"{key}:{len(jobs)}")
+            for line in answer["jobs"]:
+                if "error" in line:
+                    error = of_line(line["error"])
+                    error.add_note(f"prompt {len(jobs)}")
+                    raise error
+                jobs.append(Job(self._client, line["jobId"]))
+        return jobs
 
     def job(self, job_id: str) -> Job:
         """A job by its id. Nothing is asked yet: one that is not there raises NotFound when it is used."""
@@ -200,14 +255,16 @@ class Tramontane:
         if self._settings is None:
             assert self._url is not None
             self._tasks = await enter(_tasks())
-            return await enter(ApiClient(self._url, headers=self._headers, patience=self._patience))
+            client = ApiClient(self._url, api_key=self._key, headers=self._headers, patience=self._patience)
+            return await enter(client)
         from tramontane.api import create_api
         from tramontane.app import open_app
 
-        api = create_api(await enter(open_app(self._settings, worker=self._worker)))
+        app = await enter(open_app(self._settings, worker=self._worker))
         self._tasks = await enter(_tasks())
-        server = InProcess(api, self._tasks)
-        return await enter(ApiClient(server, headers=self._headers, patience=self._patience))
+        server = InProcess(create_api(app), self._tasks)
+        key = app.authentication.own_key()
+        return await enter(ApiClient(server, api_key=key, headers=self._headers, patience=self._patience))
 
 
 class _Left(Exception):

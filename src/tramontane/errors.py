@@ -9,8 +9,14 @@
     │   └── CallbackBlocked       a webhook's address that the policy forbids
     ├── NotFound
     ├── NotAllowed                a name or an origin that may not call this server
+    ├── KeyRefused                no API key, or one that opens nothing (any more)
+    ├── ScopeMissing              a key that may not do this
+    ├── TooManyTries              of keys that nobody knows
     ├── InvalidTicket             expired, or not for these events
     ├── TooManyStreams            as many are open as the limits allow
+    ├── Busy                      as many jobs wait as may: come back later
+    │   ├── QueueFull             of the tenant
+    │   └── Overloaded            of the fleet
     ├── Conflict                  true of the job as it stands
     │   ├── IdempotencyMismatch
     │   ├── JobNotEnded
@@ -23,6 +29,8 @@
     ├── JobError                  how a job ended, when not by Mistral's doing
     │   ├── Interrupted
     │   ├── JobTimeout
+    │   ├── DeadlineExceeded
+    │   ├── BudgetExhausted
     │   ├── Cancelled
     │   └── InternalError
     └── MistralError              what came, or did not come, from the Mistral API
@@ -116,6 +124,25 @@ class NotAllowed(TramontaneError):
     code = "not_allowed"
 
 
+class KeyRefused(TramontaneError):
+    """No API key came, or one that is unknown, expired or revoked."""
+
+    code = "unauthorized"
+
+
+class ScopeMissing(TramontaneError):
+    """The key is good, and may not do this."""
+
+    code = "forbidden"
+
+
+class TooManyTries(TramontaneError):
+    """One address has tried too many unknown keys: come back a little later."""
+
+    code = "too_many_tries"
+    retryable = True
+
+
 class InvalidTicket(TramontaneError):
     """A ticket that does not open what it came for."""
 
@@ -127,6 +154,29 @@ class TooManyStreams(TramontaneError):
 
     code = "too_many_streams"
     retryable = True
+
+
+class Busy(TramontaneError):
+    """Nothing more is taken for now. `retry_after`: seconds after which there may be room."""
+
+    code = "busy"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(Busy):
+    """As many jobs of this tenant wait as may."""
+
+    code = "queue_full"
+
+
+class Overloaded(Busy):
+    """As many jobs wait, of all tenants, as may."""
+
+    code = "overloaded"
 
 
 class Conflict(TramontaneError):
@@ -155,6 +205,19 @@ class StreamExpired(Conflict):
     def __init__(self, message: str, *, job_id: str = "") -> None:
         super().__init__(message)
         self.job_id = job_id
+
+
+class ResultExpired(Conflict):
+    """What the job asked and answered is past its retention; its row is still there."""
+
+    code = "result_expired"
+
+
+class NotReady(TramontaneError):
+    """This process takes no work: it is about to end, or too old for its database."""
+
+    code = "not_ready"
+    retryable = True
 
 
 class AttemptLost(TramontaneError):
@@ -197,6 +260,22 @@ class JobTimeout(JobError):
 
     code = "timeout"
     retryable = True
+
+
+class DeadlineExceeded(JobError):
+    """It had not started, or not again, by its deadline."""
+
+    code = "deadline_exceeded"
+
+
+class BudgetExhausted(JobError):
+    """The tenant's budget of the day is spent. `retry_after`: seconds until the next one, for a submit."""
+
+    code = "budget_exhausted"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Cancelled(JobError):

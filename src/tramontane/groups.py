@@ -15,8 +15,10 @@ class GroupCommit(Generic[Item, Result]):
     """Gathers what is added while a write is under way, and writes it together next.
 
     write: takes items, returns one result for each, in order. A lone caller waits for nobody. When a group fails, each
-    of its items is tried alone, so that a bad one fails alone; an error of `outages` is nobody's fault, and fails all.
-    An exception among the results is a result like any other: it is returned, not raised.
+    of its items is tried once more, alone, so that a bad one fails alone (and a good one succeeds whose statement was
+    prepared before a migration changed the table: Postgres refuses that once); an error of `outages` is nobody's fault,
+    and fails all. An exception among the results is a result like any other: it is returned, not raised.
+    told: of each group's size.
     """
 
     def __init__(
@@ -25,10 +27,12 @@ class GroupCommit(Generic[Item, Result]):
         *,
         outages: tuple[type[Exception], ...] = (),
         largest: int = 200,
+        told: Callable[[int], object] = int,
     ) -> None:
         self._write = write
         self._outages = outages
         self._largest = largest
+        self._told = told
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._news = asyncio.Event()
 
@@ -66,6 +70,7 @@ class GroupCommit(Generic[Item, Result]):
                 group, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
                 if not self._waiting:
                     self._news.clear()
+                self._told(len(group))
                 try:
                     await self._commit(group)
                 finally:
@@ -73,13 +78,13 @@ class GroupCommit(Generic[Item, Result]):
         finally:
             _cancel(self._waiting)
 
-    async def _commit(self, group: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _commit(self, group: list[tuple[Item, asyncio.Future[Result]]], *, again: bool = True) -> None:
         try:
             results = await self._write([item for item, _ in group])
         except Exception as error:  # noqa: BLE001 - handed to the callers, each of whom raises it
-            if len(group) > 1 and not isinstance(error, self._outages):
+            if again and not isinstance(error, self._outages):
                 for member in group:
-                    await self._commit([member])
+                    await self._commit([member], again=False)
                 return
             for _, future in group:
                 if not future.done():  # its caller may have gone

@@ -1,29 +1,37 @@
 """What users ask of jobs: submit, get, find, cancel, retry, erase."""
 
-import dataclasses
 from collections.abc import Callable
 from uuid import UUID
 
-from tramontane.errors import IdempotencyMismatch, JobNotEnded
+from tramontane.errors import IdempotencyMismatch, InvalidInput, JobNotEnded, ResultExpired
 from tramontane.groups import GroupCommit
-from tramontane.ids import new_id, show_id, utc_now
-from tramontane.limits import estimate
+from tramontane.ids import show_id, utc_now
 from tramontane.listener import OUTAGES
 from tramontane.models import AttemptRecord, Job, JobFilter, JobKey, NewJob, Submitted
-from tramontane.store import Contents, JobStore
+from tramontane.standings import Standings
+from tramontane.store import Contents, JobStore, asked_again
 
 
 class Jobs:
     """The service behind every face. Submits that come together share one transaction: run `run` beside it.
 
-    wake: told of each job whose log grew, after the commit.
+    wake: told of each job whose log grew, after the commit. told: how many submits share a transaction, each time.
+    standings: asked for a place before each submit; without them there is always one.
     """
 
-    def __init__(self, store: JobStore, wake: Callable[[Job], None]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        wake: Callable[[Job], None],
+        *,
+        told: Callable[[int], object] = int,
+        standings: Standings | None = None,
+    ) -> None:
         self._store = store
+        self._standings = standings
         self._wake = wake
-        self._submits = GroupCommit[NewJob, Submitted | IdempotencyMismatch](
-            lambda jobs: store.submit(jobs, utc_now()), outages=OUTAGES
+        self._submits = GroupCommit[NewJob, Submitted | IdempotencyMismatch | InvalidInput](
+            lambda jobs: store.submit(jobs, utc_now()), outages=OUTAGES, told=told
         )
 
     async def run(self) -> None:
@@ -31,9 +39,14 @@ class Jobs:
         await self._submits.run()
 
     async def submit(self, job: NewJob) -> Submitted:
-        """Write a job. On return it is on disk. Raises IdempotencyMismatch."""
+        """Write a job. On return it is on disk.
+
+        Raises IdempotencyMismatch, InvalidInput for its priority, and QueueFull, Overloaded or BudgetExhausted.
+        """
+        if self._standings is not None:
+            await self._standings.take(job.key.tenant, 1, utc_now())
         outcome = await self._submits.add(job)
-        if isinstance(outcome, IdempotencyMismatch):
+        if isinstance(outcome, IdempotencyMismatch | InvalidInput):
             raise outcome
         return outcome
 
@@ -60,32 +73,18 @@ class Jobs:
         return job
 
     async def retry(self, key: JobKey) -> Submitted:
-        """A new job that asks the same as an ended one, and tells the same callback. Raises NotFound, JobNotEnded."""
+        """A new job that asks the same as an ended one, and tells the same callback.
+
+        Raises NotFound, JobNotEnded, ResultExpired.
+        """
         job = await self._store.get(key)
         if not job.state.final:
             raise JobNotEnded(f"{show_id('job', key.id)} is {job.state}: only an ended job is retried")
-        contents = await self._store.contents(key)
-        return await self.submit(
-            NewJob(
-                key=dataclasses.replace(key, id=new_id()),
-                kind=job.kind,
-                request=contents.request,
-                request_id=job.request_id,
-                model=job.model,
-                attempts=job.attempts,
-                backoff_kind=job.backoff_kind,
-                backoff_seconds=job.backoff_seconds,
-                timeout_seconds=job.timeout_seconds,
-                run_at=utc_now(),
-                priority=job.priority,
-                metadata=job.metadata,
-                retry_of=key.id,
-                callback=await self._store.callback(key),
-                resume=job.resume,
-                prompt_tokens=estimate(contents.request),
-                max_tokens=job.max_tokens,
-            )
-        )
+        if job.contents_pruned_at is not None:
+            shown = show_id("job", key.id)
+            raise ResultExpired(f"what {shown} asked is past TRAMONTANE_RESULT_RETENTION: submit it anew")
+        contents, callback = await self._store.contents(key), await self._store.callback(key)
+        return await self.submit(asked_again(job, contents.request, callback=callback, now=utc_now()))
 
     async def erase(self, key: JobKey) -> None:
         """Delete what an ended job said and heard. Raises NotFound, JobNotEnded."""

@@ -1,7 +1,9 @@
 """Values: what a job is, and what happens to it. They hold no store, client or clock."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -9,7 +11,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-#: Who owns everything until API keys exist.
+#: Whose everything is where no API key says otherwise.
 DEFAULT_TENANT: Final = "default"
 
 #: Whose Mistral key is used where a tenant has none of its own: the server's.
@@ -34,10 +36,11 @@ class State(StrEnum):
         return not TRANSITIONS[self]
 
 
-#: Every change of state there is. A retry and a hand-over go back to queued; a cancel may come at any time.
+#: Every change of state there is. A retry and a hand-over go back to queued; a cancel may come at any time; a job that
+#: may not start any more (its deadline, its tenant's budget) fails as it waits.
 TRANSITIONS: Final = MappingProxyType(
     {
-        State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+        State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.CANCELLED}),
         State.RUNNING: frozenset({State.QUEUED, State.COMPLETED, State.FAILED, State.CANCELLED}),
         State.COMPLETED: frozenset[State](),
         State.FAILED: frozenset[State](),
@@ -200,6 +203,8 @@ class Job:
     currency: str | None = None
     schedule: UUID | None = None
     trace_context: str | None = None
+    #: When what it asked and answered was deleted by retention.
+    contents_pruned_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,6 +216,8 @@ class Attempt:
     request: bytes
     #: None for the first.
     past: "Past | None" = None
+    #: The tenant's own Mistral key, sealed; None: the server's is used.
+    mistral_key: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,14 +235,14 @@ class Past:
 
 
 # Of these there is one per chunk: a Struct is made in a tenth of the time of a frozen dataclass.
-class NewEvent(Struct, frozen=True):
+class NewEvent(Struct, frozen=True, gc=False):
     """An event to be appended: its type and the JSON object of its own fields."""
 
     type: str
     body: bytes
 
 
-class Event(Struct, frozen=True, kw_only=True):
+class Event(Struct, frozen=True, kw_only=True, gc=False):
     """An immutable fact in a job's log. `seq` is dense from 1 per job."""
 
     seq: int
@@ -259,6 +266,23 @@ class Batch(Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """What one attempt has used; `cached` are those of the prompt that Mistral knew already."""
+
+    prompt: int
+    completion: int
+    cached: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Money:
+    """An exact amount."""
+
+    amount: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
     """How an attempt ends its job for good: everything that one transaction writes."""
 
@@ -278,6 +302,8 @@ class Ending:
     unreported: bool = False
     failure: Failure | None = None
     correlation_id: str | None = None
+    #: Of this attempt alone.
+    cost: Money | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,6 +321,10 @@ class Requeue:
     correlation_id: str | None = None
     usage: str | None = None
     unreported: bool = False
+    #: Of this attempt alone.
+    cost: Money | None = None
+    #: Mistral has sent it away (429): no failure, for so many times in a row.
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,9 +335,62 @@ class JobFilter:
     kind: str | None = None
     model: str | None = None
     request_id: str | None = None
+    #: Code of the error that it ended with.
+    error: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     metadata: tuple[tuple[str, str], ...] = ()
+
+
+#: In a pause: every kind, every model, every tenant.
+EVERY: Final = "*"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pause:
+    """What is not let through for now; what runs goes on."""
+
+    #: `*`: of the whole fleet.
+    tenant: str
+    id: UUID
+    #: `*`: every kind; every model.
+    kind: str
+    model: str
+    reason: str
+    paused_at: datetime
+
+
+class CatchUp(StrEnum):
+    """What becomes of a schedule's times that passed while nobody looked."""
+
+    SKIP = "skip"
+    ONE = "one"
+    ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """Jobs that come again."""
+
+    tenant: str
+    id: UUID
+    #: One of its kind within the tenant.
+    name: str
+    cron: str
+    timezone: str
+    #: The body of the submit as JSON, without its secrets; and what it became, validated and sealed.
+    job: str
+    template: str
+    catch_up: CatchUp
+    active: bool
+    #: Why it is paused, when that was not asked for.
+    reason: str | None
+    #: When it comes next; None while it is paused.
+    next_at: datetime | None
+    last_at: datetime | None
+    last_job: UUID | None
+    created_at: datetime
+    updated_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -349,3 +432,18 @@ class Admission:
     next_at: datetime | None = None
     #: Somebody else was deciding at the same moment.
     busy: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Census:
+    """What is there, at one moment, for those who operate the fleet."""
+
+    #: Jobs: `scheduled`, `waiting` (for admission), `admitted` (for a worker), `running`.
+    jobs: Mapping[str, int]
+    #: Deliveries: `waiting`, `dispatched`.
+    deliveries: Mapping[str, int]
+    #: Since when the job that has waited longest may run; None when none waits.
+    oldest_at: datetime | None
+    #: Workers that are alive, and the jobs that they can run at a time.
+    workers: int
+    slots: int

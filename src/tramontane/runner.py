@@ -10,11 +10,14 @@ from msgspec import UNSET, Raw
 
 from tramontane import continuity
 from tramontane.appender import Appender, Draft
+from tramontane.calls import Calls
 from tramontane.errors import AttemptLost, JobTimeout, RequestRefused, TramontaneError, UpstreamTimeout
+from tramontane.gauge import Gauge
 from tramontane.ids import iso, show_id, utc_now
 from tramontane.mistral import ChatStream, MistralClient
 from tramontane.models import Attempt, Ending, NewEvent, Past, State
 from tramontane.transcript import Transcript
+from tramontane.vault import Vault
 from tramontane.wire import ResultShape, encode
 
 _NULL: Final = Raw(b"null")
@@ -37,11 +40,24 @@ class Failed:
 
 
 class Runner:
-    """Makes attempts. It decides nothing about retries: that is the worker's."""
+    """Makes attempts. It decides nothing about retries: that is the worker's.
 
-    def __init__(self, mistral: MistralClient, appender: Appender) -> None:
+    vault: opens the Mistral keys of tenants that have their own.
+    """
+
+    def __init__(
+        self,
+        mistral: MistralClient,
+        appender: Appender,
+        vault: Vault | None = None,
+        calls: Calls | None = None,
+        gauge: Gauge | None = None,
+    ) -> None:
         self._mistral = mistral
         self._appender = appender
+        self._vault = vault or Vault(())
+        self._calls = calls or Calls()
+        self._gauge = gauge
 
     async def run(self, attempt: Attempt) -> Ending | Failed:
         """Call Mistral and log what it says. Returns the job's ending, or why there is none.
@@ -72,6 +88,8 @@ class Runner:
         if course.plan.mode != "finished":
             async with asyncio.timeout(course.attempt.job.timeout_seconds):
                 await self._ask(course)
+            if self._gauge and course.stream:
+                self._gauge.after(course.attempt.job, _text(course.stream.usage))
         # Past the limit from here on: the answer is there, and the log takes as long as it takes.
         return course.ending(await course.draft.settle())
 
@@ -88,9 +106,14 @@ class Runner:
 
     async def _read(self, course: "_Course") -> None:
         draft, transcript = course.draft, course.transcript
-        async with self._mistral.stream(course.plan.request) as stream:
-            course.stream = stream
+        sealed = course.attempt.mistral_key
+        api_key = None if sealed is None else self._vault.open(sealed)
+        heard = await self._gauge.before(course.attempt.job) if self._gauge else None
+        asked = self._mistral.stream(course.plan.request, api_key=api_key, heard=heard)
+        async with self._calls.watch(course.attempt.job.model, asked) as call:
+            course.stream = stream = call.stream
             async for delta in stream:
+                call.token()
                 if size := transcript.add(delta):
                     draft.grow(size, transcript.events)
                     await draft.room()

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -59,6 +59,12 @@ def _duration(text: str) -> float:
     if value <= 0:
         raise ValueError("must be more than 0")
     return value
+
+
+def _api_key(text: str) -> str:
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must be a key as `tramontane keys create` shows it")
+    return text
 
 
 def _port(text: str) -> int:
@@ -137,7 +143,8 @@ class Settings:
     )
     data_dir: Path = _setting(Path(".tramontane"), "TRAMONTANE_DATA_DIR", Path, "embedded Postgres and `server.json`")
     url: str = _setting("", "TRAMONTANE_URL", _url, "server for the commands; empty: the one of `data_dir`")
-    host: str = _setting("127.0.0.1", "TRAMONTANE_HOST", str, "address to listen on; loopback until keys exist")
+    api_key: str = _setting("", "TRAMONTANE_API_KEY", _api_key, "key with which the commands ask it", secret=True)
+    host: str = _setting("127.0.0.1", "TRAMONTANE_HOST", str, "address to listen on; any but loopback needs API keys")
     port: int = _setting(8787, "TRAMONTANE_PORT", _port, "port of the API; 0: any free one")
     simulator_port: int = _setting(
         8788, "TRAMONTANE_SIMULATOR_PORT", _port, "port of `tramontane simulator`; 0: any free one"
@@ -145,6 +152,9 @@ class Settings:
     concurrency: int = _setting(5, "TRAMONTANE_CONCURRENCY", _integer(1), "jobs that one worker runs at a time")
     rate_limit: float = _setting(
         10.0, "TRAMONTANE_RATE_LIMIT", _number, "starts per second in the whole fleet; 0: no limit"
+    )
+    limit_window: float = _setting(
+        60.0, "TRAMONTANE_LIMIT_WINDOW", _duration, "what Mistral counts its limits over; shorter for a simulator alone"
     )
     attempts: int = _setting(3, "TRAMONTANE_ATTEMPTS", _integer(1), "attempts of a job that names none")
     backoff: float = _setting(1.0, "TRAMONTANE_BACKOFF", _duration, "delay before the second attempt; doubles")
@@ -162,6 +172,15 @@ class Settings:
         10.0, "TRAMONTANE_HEARTBEAT", _duration, "a worker silent this long has lost its jobs; one per fleet"
     )
     poll: float = _setting(2.0, "TRAMONTANE_POLL", _duration, "longest a lost notification delays a start")
+    drain_delay: float = _setting(
+        0.0,
+        "TRAMONTANE_DRAIN_DELAY",
+        seconds,
+        "at a shutdown `/readyz` answers 503 this long before the API stops listening, for a balancer to notice",
+    )
+    metrics_port: int = _setting(
+        0, "TRAMONTANE_METRICS_PORT", _port, "where `tramontane worker` serves `/metrics` and `/readyz`; 0: nowhere"
+    )
     grace: float = _setting(10.0, "TRAMONTANE_GRACE", _duration, "what running jobs get at a shutdown")
     flush: float = _setting(0.02, "TRAMONTANE_FLUSH", _duration, "text of a job is merged this long per event")
     stream_heartbeat: float = _setting(
@@ -169,6 +188,12 @@ class Settings:
     )
     stream_retention: float = _setting(
         86400.0, "TRAMONTANE_STREAM_RETENTION", _duration, "events are kept this long after a job's end"
+    )
+    result_retention: float = _setting(
+        30 * 86400.0, "TRAMONTANE_RESULT_RETENTION", _duration, "what a job asked and answered is kept after its end"
+    )
+    job_retention: float = _setting(
+        400 * 86400.0, "TRAMONTANE_JOB_RETENTION", _duration, "its row is kept: state, usage, cost, attempts"
     )
     streams: int = _setting(10_000, "TRAMONTANE_STREAMS", _integer(1), "streams that one process serves at a time")
     streams_per_address: int = _setting(
@@ -223,16 +248,23 @@ class Settings:
     webhook_retention: float = _setting(
         30 * 86400.0, "TRAMONTANE_WEBHOOK_RETENTION", _duration, "messages and their deliveries are kept this long"
     )
+    prices: str = _setting("", "TRAMONTANE_PRICES", str, "file of prices (TOML), for the cost of jobs; empty: no costs")
+    queue_limit: int = _setting(
+        1_000_000, "TRAMONTANE_QUEUE_LIMIT", _integer(0), "jobs that may wait in the whole fleet; 0: no limit"
+    )
     log_level: str = _setting("info", "TRAMONTANE_LOG_LEVEL", str.lower, "debug, info, warning or error")
 
     def __post_init__(self) -> None:
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(f"TRAMONTANE_LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
-        if self.host not in ("127.0.0.1", "::1", "localhost"):
-            raise ConfigurationError(
-                f"TRAMONTANE_HOST is {self.host!r}: until API keys exist, only 127.0.0.1, ::1 or localhost is "
-                "safe to listen on; put a proxy that authenticates in front"
-            )
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only programs of this machine reach the address to listen on."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
 
 def read_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:

@@ -50,7 +50,16 @@ def log(logger: logging.Logger, level: int, event: str, **fields: object) -> Non
     """
     if refused := REFUSED.intersection(fields):
         raise ValueError(f"{event}: {', '.join(sorted(refused))} may not be logged")
-    logger.log(level, event, extra={"fields": fields})
+    if logger.isEnabledFor(level):
+        logger.log(level, event, extra={"fields": fields | _trace()})
+
+
+def _trace() -> dict[str, str]:
+    """The trace that this is part of, if any: by it a line is found from a span, and back."""
+    if (tracing := sys.modules.get("opentelemetry.trace")) is None:
+        return {}
+    span = tracing.get_current_span().get_span_context()
+    return {"trace": f"{span.trace_id:032x}"} if span.is_valid else {}
 
 
 class _Lines(logging.StreamHandler[TextIO]):

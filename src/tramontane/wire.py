@@ -22,6 +22,13 @@ class ErrorShape(msgspec.Struct, rename="camel"):
     retryable: bool
 
 
+class CostShape(msgspec.Struct, rename="camel"):
+    """Money. `amount` is a decimal number as text, so that nobody rounds it."""
+
+    amount: str
+    currency: str
+
+
 class JobShape(msgspec.Struct, rename="camel"):
     """A job as JSON. A listing leaves `result` and `attempts` out."""
 
@@ -40,15 +47,20 @@ class JobShape(msgspec.Struct, rename="camel"):
     text: str | UnsetType
     error: ErrorShape | None
     usage: Raw
+    cost: CostShape | None
     head: int
     retry_of: str | None
+    schedule_id: str | None
     created_at: str
     run_at: str
+    deadline: str | None
     started_at: str | None
     completed_at: str | None
     status_url: str
     events_url: str
     cancel_url: str
+    #: Since when there is no result any more, nor what was asked.
+    result_expired_at: str | UnsetType = UNSET
     attempts: "list[AttemptShape] | UnsetType" = UNSET
 
 
@@ -118,12 +130,16 @@ def job_shape(
         text=text,
         error=error_shape(job.failure),
         usage=_raw(job.usage),
+        cost=CostShape(job.cost, job.currency) if job.cost is not None and job.currency else None,
         head=job.head,
         retry_of=show_id("job", job.retry_of) if job.retry_of else None,
+        schedule_id=show_id("sch", job.schedule) if job.schedule else None,
         created_at=iso(job.created_at),
         run_at=iso(job.run_at),
+        deadline=iso(job.deadline) if job.deadline else None,
         started_at=iso(job.started_at) if job.started_at else None,
         completed_at=iso(job.completed_at) if job.completed_at else None,
+        result_expired_at=iso(job.contents_pruned_at) if job.contents_pruned_at else UNSET,
         attempts=attempts if attempts is UNSET else [_attempt_shape(attempt) for attempt in attempts],
         **urls,
     )

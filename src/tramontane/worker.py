@@ -1,6 +1,7 @@
 """The worker: takes admitted jobs, makes attempts of them, and decides what follows from how they end."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import random
@@ -18,6 +19,7 @@ from tramontane.errors import (
     ConfigurationError,
     InternalError,
     JobTimeout,
+    RateLimited,
     TramontaneError,
     Truncated,
     UpstreamTimeout,
@@ -25,7 +27,9 @@ from tramontane.errors import (
 from tramontane.groups import GroupCommit
 from tramontane.ids import new_id, show_id, utc_now
 from tramontane.listener import OUTAGES
+from tramontane.metrics import Metrics
 from tramontane.models import Attempt, Ending, Failure, Job, NewEvent, Requeue, State, WorkerInfo
+from tramontane.prices import Prices
 from tramontane.queue import Consumer, Entry, LeaveEntry
 from tramontane.retry import Backoff, delay, may_retry
 from tramontane.runner import Failed, Runner
@@ -33,6 +37,7 @@ from tramontane.settings import Settings
 from tramontane.store import JobStore, LimitStore
 from tramontane.tasks import beside
 from tramontane.telemetry import log
+from tramontane.tracing import Tracing, mark
 from tramontane.wire import error_body
 
 logger = logging.getLogger(__name__)
@@ -44,6 +49,8 @@ HookName = Literal["completed", "failed"]
 _LAG_ALARM: Final = 0.3
 #: What a write of an ending is worth: the answer is paid for, so an outage is waited out this long (seconds).
 _ENDING_PATIENCE: Final = 60.0
+#: Times in a row that a 429 gives a job back; from then on it counts as a failure.
+_MOST_REFUSALS: Final = 20
 
 
 class Worker:
@@ -61,8 +68,16 @@ class Worker:
         admission: AdmissionService,
         settings: Settings,
         wake: Callable[[Job], None],
+        prices: Prices | None = None,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.id = new_id()
+        self._metrics = metrics = metrics or Metrics()
+        self._tracing = tracing or Tracing()
+        #: Set once nothing of it runs any more.
+        self.ended = asyncio.Event()
+        self._prices = prices or Prices()
         self._jobs = jobs
         self._limits = limits
         self._runner = runner
@@ -74,9 +89,11 @@ class Worker:
         self._stopping = asyncio.Event()
         self._grace_over = False
         self._starts = GroupCommit[Entry, Attempt | Exception | None](
-            lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now()), outages=OUTAGES
+            lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now()),
+            outages=OUTAGES,
+            told=metrics.group("start"),
         )
-        self._endings = GroupCommit[Ending, Job | AttemptLost](jobs.end, outages=OUTAGES)
+        self._endings = GroupCommit[Ending, Job | AttemptLost](jobs.end, outages=OUTAGES, told=metrics.group("end"))
         self._consumer = consumer_of(self._handle)
 
     def on(self, name: HookName, hook: Hook) -> None:
@@ -99,12 +116,14 @@ class Worker:
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(2):
                 await self._limits.stop(self.id, utc_now())
+            self.ended.set()
 
     async def _register(self) -> None:
         """Make this worker known, waiting out an outage."""
         while True:
             try:
-                await self._limits.register(self._info(), rate=self._settings.rate_limit, now=utc_now())
+                rate, window = self._settings.rate_limit, self._settings.limit_window
+                await self._limits.register(self._info(), rate=rate, now=utc_now(), window=window)
             except OUTAGES as error:
                 log(logger, logging.WARNING, "worker.register_failed", error=error)
                 await asyncio.sleep(self._settings.poll)
@@ -154,9 +173,11 @@ class Worker:
                 raise attempt
             if attempt is not None:
                 self._wake(attempt.job)
+                self._metrics.started(attempt.job, now := utc_now())
                 if self._settings.rate_limit:
                     self._admission.wake()  # only now does its place in the rate have a time
-                await self._attempt(attempt)
+                with self._tracing.attempt(attempt.job, now):
+                    await self._attempt(attempt)
         except AttemptLost as error:
             log(logger, logging.INFO, "attempt.lost", job=show_id("job", entry.key.id), error=error)
             raise LeaveEntry from None
@@ -192,12 +213,19 @@ class Worker:
             return Failed(InternalError("a fault in Tramontane; its log tells more"), 0, unreported=True)
 
     async def _conclude(self, attempt: Attempt, outcome: Ending | Failed) -> None:
-        if isinstance(outcome, Failed) and may_retry(outcome.error, attempt.job.failures + 1, attempt.job.attempts):
+        if isinstance(outcome, Failed):
+            mark(outcome.error.code)
+        job = attempt.job
+        if isinstance(outcome, Failed) and (
+            _sent_away(outcome.error, job) or may_retry(outcome.error, job.failures + 1, job.attempts)
+        ):
             await self._retry(attempt, outcome)
             return
         ending = outcome if isinstance(outcome, Ending) else _failure(attempt, outcome)
-        job = await self._end(ending)
+        cost = self._prices.cost(attempt.job.model, ending.own_usage, ending.at)
+        job = await self._end(dataclasses.replace(ending, cost=cost))
         self._wake(job)
+        self._metrics.ended(job)
         failed = {} if job.failure is None else {"code": job.failure.code}
         log(logger, logging.INFO, f"job.{job.state}", job=show_id("job", job.key.id), attempt=job.attempt, **failed)
         await self._call_hooks(job)
@@ -206,8 +234,14 @@ class Worker:
         job, error = attempt.job, failed.error
         backoff = Backoff(kind="fixed" if job.backoff_kind == "fixed" else "exponential", delay=job.backoff_seconds)
         retry_after = getattr(error, "retry_after", None)
+        if sent_away := _sent_away(error, job):
+            # No failure, and nothing to double: from then on it is admission that knows when there is room.
+            backoff = Backoff(kind="fixed", delay=self._settings.limit_window / 60)
         seconds = delay(backoff, job.failures + 1, retry_after=retry_after, random=random.random())  # noqa: S311
-        await self._jobs.requeue(_requeue(attempt, _reason(error), failed, seconds=seconds), utc_now())
+        now = utc_now()
+        requeue = dataclasses.replace(_requeue(attempt, _reason(error), failed, seconds=seconds), refused=sent_away)
+        cost = self._prices.cost(job.model, requeue.usage, now)
+        await self._jobs.requeue(dataclasses.replace(requeue, cost=cost), now)
         shown = show_id("job", job.key.id)
         log(logger, logging.INFO, "job.retries", job=shown, code=error.code, seconds=round(seconds, 3))
 
@@ -262,6 +296,11 @@ def _requeue(attempt: Attempt, reason: str, failed: Failed | None, *, seconds: f
         usage=failed.own_usage if failed else None,
         unreported=failed is None or failed.unreported,
     )
+
+
+def _sent_away(error: TramontaneError, job: Job) -> bool:
+    """Mistral had no room for it, which says nothing against the job: until that has become a habit."""
+    return isinstance(error, RateLimited) and job.refusals < _MOST_REFUSALS
 
 
 def _failure_of(error: TramontaneError) -> Failure:

@@ -146,7 +146,7 @@ def long(rest: str) -> str:
             "callback.headers.webhook-id",
         ),
         (long('"callback":{"url":"https://e.example","token":"x"}'), (422, "invalid_request"), "callback.token"),
-        (long('"deadline":"2h"'), (422, "not_supported"), "deadline"),
+        (long('"deadline":"soon"'), (422, "invalid_request"), "deadline"),
         (long('"lane":"batch"'), (422, "not_supported"), "lane"),
     ],
 )

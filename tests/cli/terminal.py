@@ -4,14 +4,15 @@ import os
 import pty
 import select
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
+from nursery import Child, spawn
 
 #: Seconds that a command gets, on a busy machine.
 PATIENCE = 25.0
@@ -38,20 +39,28 @@ class Ended:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that has said that it is ready."""
+    """A command that has said that it is ready, or what it says first."""
 
-    process: "subprocess.Popen[str]"
+    process: Child
     greeting: str
+    #: What it says after its greeting.
+    out: IO[str]
+    err: IO[str]
 
     @property
     def url(self) -> str:
         return self.greeting.splitlines()[0].split(": ", 1)[1]
 
+    @property
+    def complaint(self) -> str:
+        """What it has said on standard error, once it has ended: until then it writes where we would read."""
+        return _all(self.err)
+
     def end(self, number: signal.Signals) -> Ended:
         """Send a signal and wait for the end."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return Ended(self.process.returncode, self.greeting + out, err)
+        code = self.process.join(PATIENCE)
+        return Ended(code, self.greeting + self.out.read(), self.complaint)
 
 
 class Terminal:
@@ -62,38 +71,35 @@ class Terminal:
         self.environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "TRAMONTANE_DATA_DIR": str(data_dir), **settings}
 
     def run(self, *words: str, stdin: str = "") -> Ended:
-        """A command from start to end, its output into pipes."""
-        done = subprocess.run(
-            self._argv(words),
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
+        """A command from start to end, its output into files."""
+        with _file() as given, _file() as out, _file() as err:
+            given.write(stdin)
+            given.seek(0)
+            child = self._spawn(words, given.fileno(), out.fileno(), err.fileno())
+            try:
+                return Ended(child.join(PATIENCE), _all(out), _all(err))
+            finally:
+                child.send_signal(signal.SIGKILL)
 
     @contextmanager
     def start(self, *words: str, until: str = "") -> Iterator[Running]:
         """A command that stays, once it has printed a line with `until` in it. It is gone after the block."""
-        with subprocess.Popen(
-            self._argv(words), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout
+        ours, theirs = os.pipe()
+        with open(ours) as out, _file() as nothing, _file() as err:
+            child = self._spawn(words, nothing.fileno(), theirs, err.fileno())
+            os.close(theirs)
             said = ""
             try:
-                for line in process.stdout:
+                for line in out:
                     said += line
                     if until in line:
                         break
                 else:
-                    raise AssertionError(f"it ended: {process.stderr.read() if process.stderr else ''}")
-                yield Running(process, said)
+                    raise AssertionError(f"it ended: {_all(err)}")
+                yield Running(child, said, out, err)
             finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.communicate()
+                child.send_signal(signal.SIGKILL)
+                child.join()
 
     def serve(self, *words: str) -> AbstractContextManager[Running]:
         """`tramontane serve` on a free port, ready."""
@@ -102,14 +108,12 @@ class Terminal:
     def run_in_terminal(self, *words: str, columns: int = 80, lines: int = 40) -> tuple[int, str]:
         """A command on a terminal of that width: its exit code, and what it drew, control characters included."""
         ours, theirs = pty.openpty()
-        environment = {**self.environment, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(lines)}
-        with subprocess.Popen(
-            self._argv(words), env=environment, stdin=theirs, stdout=theirs, stderr=theirs
-        ) as process:
-            os.close(theirs)
-            drawn = b"".join(_blocks(ours))
+        screen = {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(lines)}
+        child = self._spawn(words, theirs, theirs, theirs, **screen)
+        os.close(theirs)
+        drawn = b"".join(_blocks(ours))
         os.close(ours)
-        return process.returncode, drawn.decode()
+        return child.join(PATIENCE), drawn.decode()
 
     def postgres_runs(self) -> bool:
         """Whether a process still works in the data directory."""
@@ -123,8 +127,18 @@ class Terminal:
                     return True
         return False
 
-    def _argv(self, words: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "tramontane", *words]
+    def _spawn(self, words: Sequence[str], stdin: int, stdout: int, stderr: int, **more: str) -> Child:
+        command = ["-m", "tramontane", *words]
+        return spawn(command, self.environment | more, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+def _file() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8", newline="")
+
+
+def _all(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _blocks(terminal: int) -> Iterator[bytes]:

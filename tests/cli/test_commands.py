@@ -220,11 +220,9 @@ def test_a_server_that_was_named_and_is_not_there_is_one_line(short_dir: Path) -
 
 def test_a_reader_that_leaves_ends_a_chat_without_complaint(terminal: Terminal) -> None:
     with terminal.start("chat", "Hello", "--simulator", until="") as chat:
-        assert chat.process.stdout
-        chat.process.stdout.close()
-        code = chat.process.wait(20)
-        assert chat.process.stderr
-        complaint = chat.process.stderr.read()
+        chat.out.close()
+        code = chat.process.join(20)
+        complaint = chat.complaint
 
     assert (code, complaint) == (1, "")
 

@@ -84,7 +84,7 @@ def test_a_request_in_json_is_the_long_form() -> None:
         (b'{"kind": "chat", "request": 5}', "request: must be an object"),
         (b'{"kind": "chat"}', "request"),
         (b'{"kind": "song", "request": {"messages": [{"role": "user", "content": "x"}]}}', "kind"),
-        (b'{"prompt": "Hi", "deadline": "1h"}', "deadline: is not supported yet"),
+        (b'{"prompt": "Hi", "deadline": "1h"}', "deadline: goes with the long form"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_with_it(line: bytes, reason: str) -> None:

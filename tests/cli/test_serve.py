@@ -80,8 +80,7 @@ async def test_a_second_signal_ends_the_server_at_once(
             await client.submit(HELLO)
             await simulator.wait_for_chunks(1, 3)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.stdout
-        assert "stopping" in server.process.stdout.readline()
+        assert "stopping" in server.out.readline()
         ended = server.end(signal.SIGINT)
 
     assert ended.code == 130
@@ -201,7 +200,6 @@ def test_the_simulator_serves_what_its_flags_say(terminal: Terminal) -> None:
     "words",
     [
         ("serve", "--port", "many"),
-        ("serve", "--host", "0.0.0.0", "--simulator"),
         ("serve", "--colour"),
         ("simulator", "--fault", "nonsense=1"),
         ("nonsense",),

@@ -256,8 +256,7 @@ def test_a_listener_hears_and_forwards_every_event_and_is_gone_after_ctrl_c(
     with terminal.start(*words, until="listening") as command:
         opened = msgspec.json.decode(command.greeting, type=dict[str, Any])
         cli("submit", "Say: ahoy", "--wait")
-        assert command.process.stdout
-        heard = [msgspec.json.decode(command.process.stdout.readline(), type=dict[str, Any]) for _ in range(2)]
+        heard = [msgspec.json.decode(command.out.readline(), type=dict[str, Any]) for _ in range(2)]
         ended = command.end(signal.SIGINT)
     forwarded = [inbox.next() for _ in heard]
     logged = _object(cli("webhooks", "attempts", "--endpoint", opened["listenerId"], "--json"))["attempts"]

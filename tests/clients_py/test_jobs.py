@@ -19,6 +19,7 @@ from tramontane.errors import (
     JobError,
     MistralError,
     NotFound,
+    StreamExpired,
     UpstreamTimeout,
 )
 
@@ -60,14 +61,21 @@ async def telling(*events: dict[str, Any], job: Iterator[Any] | None = None) -> 
     async def get(_: web.Request) -> web.Response:
         return web.json_response(next(job or iter([])))
 
+    async with served([web.get("/api/jobs/job_1/events", stream), web.get("/api/jobs/job_1", get)]) as t:
+        yield t.job("job_1")
+
+
+@asynccontextmanager
+async def served(routes: list[web.RouteDef]) -> AsyncIterator[Tramontane]:
+    """A client of a server with these routes."""
     application = web.Application()
-    application.add_routes([web.get("/api/jobs/job_1/events", stream), web.get("/api/jobs/job_1", get)])
+    application.add_routes(routes)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         async with Tramontane(f"http://127.0.0.1:{runner.addresses[0][1]}") as t:
-            yield t.job("job_1")
+            yield t
     finally:
         await runner.cleanup()
 
@@ -126,6 +134,17 @@ async def test_a_result_is_waited_for_as_long_as_it_takes() -> None:
         result = await job
         assert await job is result
     assert (str(result), result.completion, result.completed_at.microsecond) == ("Le vent tourne", {"id": "1"}, 123000)
+
+
+async def test_a_log_that_is_past_its_retention_names_the_job_that_has_the_result() -> None:
+    async def expired(_: web.Request) -> web.Response:
+        problem = {"code": "stream_expired", "detail": "past its retention", "statusUrl": "/api/jobs/job_1"}
+        return web.json_response(problem, status=410)
+
+    async with served([web.get("/api/jobs/job_1/events", expired)]) as t:
+        with pytest.raises(StreamExpired, match="past its retention") as raised:
+            await anext(t.job("job_1").events())
+    assert raised.value.job_id == "job_1"
 
 
 async def test_the_result_of_an_erased_job_is_not_there() -> None:

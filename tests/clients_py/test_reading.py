@@ -134,6 +134,30 @@ def test_a_frame_that_is_known_in_part_is_cut_to_what_is_new() -> None:
 
 
 @pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ([], event("attempt", 4, keep=0, **{"from": 2})),
+        ([chunk(2, 0, "Le ")], event("attempt", 4, keep=0, **{"from": 3})),
+        ([chunk(2, 0, "Le "), chunk(3, 3, "vent")], event("attempt", 4, keep=0, **{"from": 2})),
+    ],
+)
+def test_an_attempt_may_cover_chunks_that_nobody_needs_any_more(known: list[ServerEvent], told: ServerEvent) -> None:
+    reading = Reading()
+    for one in (event("start", 1), *known, told, chunk(5, 0, "Le mistral")):
+        assert reading.take(one)
+
+    assert reading.take(complete(6, "Le mistral"))
+    assert reading.text == "Le mistral"
+
+
+def test_an_attempt_that_covers_too_little_is_a_gap() -> None:
+    reading = Reading()
+    reading.take(event("start", 1))
+    with pytest.raises(ProtocolGap, match="from event 1 to 3"):
+        reading.take(event("attempt", 4, keep=0, **{"from": 3}))
+
+
+@pytest.mark.parametrize(
     ("wrong", "reason"),
     [
         (chunk(3, 9, "!"), "begins at 9, and 8 are here"),

@@ -62,12 +62,12 @@ async def test_a_whole_answer_is_an_ending_however_long_the_log_takes(
     lives: Lives, log: SlowLog, runner: Runner, simulator: Simulator
 ) -> None:
     simulator.behaviour = Behaviour(tokens_per_second=500)
-    attempt = await lives.running(request=saying("one two three four"), timeout_seconds=0.5)
+    attempt = await lives.running(request=saying("one two three four"), timeout_seconds=2.0)
     running = asyncio.ensure_future(runner.run(attempt))
     await log.asked.wait()
     await simulator.wait_for_ends(1, "complete")
     # The limit passes while the log does not answer.
-    await asyncio.wait([running], timeout=0.7)
+    await asyncio.wait([running], timeout=2.2)
     assert not running.done()
     log.gate.set()
     outcome = await running

@@ -236,19 +236,72 @@ async def test_what_is_not_worth_retrying_fails_at_once(
     assert len(simulator.ledger) == 1
 
 
-async def test_a_retry_waits_as_long_as_mistral_asks(opened: Opener, simulator: Simulator) -> None:
+async def test_a_429_counts_as_no_failure_and_waits_as_long_as_mistral_asks(
+    opened: Opener, simulator: Simulator
+) -> None:
     simulator.script(Behaviour(status=429, retry_after=30))
     before = utc_now()
     async with opened() as app:
         key = await submit(app)
 
         async def waits() -> bool:
-            return (await app.jobs.get(key)).failures == 1
+            return (await app.jobs.get(key)).refusals == 1
 
         await until(waits)
         job = await app.jobs.get(key)
-    assert job.state == State.QUEUED
+        assert [record.outcome for record in await app.jobs.attempts(key)] == ["handover"]
+    assert (job.state, job.failures) == (State.QUEUED, 0)
     assert timedelta(seconds=30) <= job.run_at - before <= timedelta(seconds=30 * 1.3 + 10)
+
+
+async def test_a_429_that_has_become_a_habit_counts_as_a_failure(
+    opened: Opener, lives: Lives, simulator: Simulator
+) -> None:
+    simulator.behaviour = Behaviour(status=429)
+    async with opened(limit_window=0.06) as app:
+        key = await submit(app, attempts=1)
+        await lives.pool.execute("UPDATE jobs SET refusals = 18")
+        job = await ended(app, key)
+    assert (job.state, job.attempt, job.failures, job.refusals) == (State.FAILED, 3, 1, 20)
+    assert job.failure is not None
+    assert job.failure.code == "rate_limited"
+
+
+async def test_an_attempt_that_was_refused_has_used_no_tokens_and_one_that_ended_has_used_what_it_reported(
+    opened: Opener, lives: Lives, simulator: Simulator
+) -> None:
+    simulator.script(Behaviour(status=429))
+    async with opened(limit_window=0.06) as app:
+        job = await run(app)
+    rows = await lives.pool.fetch("SELECT account, model, tokens FROM job_attempts ORDER BY attempt")
+    used = msgspec.json.decode(job.usage or "")["total_tokens"]
+    assert [tuple(row) for row in rows] == [("*", job.model, 0), ("*", job.model, used)]
+
+
+async def test_what_mistral_never_allows_is_asked_once_a_window_and_fails_at_once_in_between(
+    opened: Opener, simulator: Simulator
+) -> None:
+    simulator.behaviour = Behaviour(zero_allowance=True)
+    async with opened() as app:
+        jobs = [await run(app) for _ in range(4)]
+    async with opened() as another:
+        jobs.append(await run(another))
+    assert {(job.failure and job.failure.code, job.attempt) for job in jobs} == {("zero_allowance", 1)}
+    assert len(simulator.ledger) == 1
+
+
+async def test_what_mistral_comes_to_allow_is_allowed_from_the_next_probe_on(
+    opened: Opener, simulator: Simulator
+) -> None:
+    simulator.script(Behaviour(zero_allowance=True))
+    async with opened(limit_window=0.3) as app:
+        assert (await run(app)).state == State.FAILED
+
+        async def allowed() -> bool:
+            return (await run(app)).state == State.COMPLETED
+
+        await until(allowed)
+        assert (await run(app)).state == State.COMPLETED
 
 
 async def test_an_attempt_over_its_time_is_cut_and_keeps_its_text(

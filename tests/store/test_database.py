@@ -272,16 +272,29 @@ async def test_also_runs_first_every_time_and_outside_a_transaction(empty_databa
     assert seen == [False, True]
 
 
-async def test_a_newer_database_is_left_alone_and_both_numbers_are_told(
-    empty_database_url: str, tmp_path: Path
-) -> None:
-    async def also(_: object) -> None:
-        raise AssertionError("nothing may be touched")
+async def nothing_may_be_touched(_: object) -> None:
+    raise AssertionError("nothing may be touched")
 
+
+async def test_a_database_one_step_newer_is_worked_with_as_it_is_and_that_is_logged(
+    empty_database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(empty_database_url) as database:
         await migrate(database, directory=write(tmp_path / "new", A_TABLE | A_COLUMN))
         old = write(tmp_path / "old", A_TABLE)
-        with pytest.raises(DatabaseError, match=r"newer version of Tramontane: it has migration 0002.* up to 0001"):
+        assert await migrate(database, also=nothing_may_be_touched, directory=old) == []
+        assert await status(database, directory=old) == (["0001_table"], [])
+    assert "database.newer" in caplog.messages
+
+
+async def test_a_database_two_steps_newer_is_left_alone_and_both_numbers_are_told(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    also, two_more = nothing_may_be_touched, A_COLUMN | {"0003_more.sql": "CREATE TABLE more ()"}
+    async with opened(empty_database_url) as database:
+        await migrate(database, directory=write(tmp_path / "new", A_TABLE | two_more))
+        old = write(tmp_path / "old", A_TABLE)
+        with pytest.raises(DatabaseError, match=r"newer version of Tramontane: it has migration 0003.* up to 0001"):
             await migrate(database, also=also, directory=old)
         with pytest.raises(DatabaseError, match="newer version"):
             await status(database, directory=old)
@@ -293,6 +306,39 @@ async def test_a_file_changed_after_it_was_applied_is_refused(empty_database_url
         write(tmp_path, {"0001_table.sql": "CREATE TABLE other ()"})
         with pytest.raises(DatabaseError, match="0001_table was changed"):
             await migrate(database, directory=tmp_path)
+
+
+async def test_a_migration_lets_go_of_tables_in_use_and_gets_them_later(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tramontane.database._LOCK_PATIENCE", 0.1)
+    async with opened(empty_database_url) as database:
+        await migrate(database, directory=write(tmp_path, A_TABLE))
+        async with database.pool.acquire() as connection, asyncio.TaskGroup() as tasks:
+            long = connection.transaction()
+            await long.start()
+            await connection.execute("SELECT FROM winds")
+            migrating = tasks.create_task(migrate(database, directory=write(tmp_path, A_COLUMN)))
+            while "migrations.tables_in_use" not in caplog.messages:  # noqa: ASYNC110 - a log sets no event
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(2):
+                assert await database.pool.fetchval("SELECT count(*) FROM winds") == 1, "others do not queue behind it"
+            await long.rollback()
+        assert migrating.result() == ["0002_column"]
+
+
+async def test_a_migration_that_never_finds_its_tables_free_ends_with_what_to_do(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tramontane.database._LOCK_PATIENCE", 0.02)
+    monkeypatch.setattr("tramontane.database._LOCK_TRIES", 2)
+    async with opened(empty_database_url) as database:
+        await migrate(database, directory=write(tmp_path, A_TABLE))
+        async with database.pool.acquire() as connection, connection.transaction():
+            await connection.execute("SELECT FROM winds")
+            with pytest.raises(DatabaseError, match=r"0002_column found no moment.*end the long transactions"):
+                await migrate(database, directory=write(tmp_path, A_COLUMN))
+        assert await migrate(database, directory=tmp_path) == ["0002_column"]
 
 
 async def test_a_wait_for_another_process_that_migrates_is_logged(

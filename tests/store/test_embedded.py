@@ -400,9 +400,9 @@ async def test_the_orphans_of_a_killed_postmaster_are_waited_for(data_dir: Path)
         assert await execute(server, "SELECT 1") == 1
 
 
-async def test_a_pool_that_finds_it_dead_starts_it_again(settings: Settings) -> None:
-    async with open_database(settings) as database:
-        cluster = settings.data_dir / "postgres" / "cluster"
+async def test_a_pool_that_finds_it_dead_starts_it_again(data_dir: Path) -> None:
+    async with open_database(Settings(data_dir=data_dir.parent)) as database:
+        cluster = data_dir / "cluster"
         pid = find_postmaster(cluster)
         assert pid is not None
         await database.pool.execute("CREATE TABLE public.winds AS SELECT 'mistral' AS name")
@@ -460,7 +460,9 @@ async def test_a_zombie_is_not_running(new_dir: Path) -> None:
         assert not (new_dir / "cluster" / "postmaster.pid").exists()
 
 
-async def test_a_postgres_on_another_directory_is_not_taken_for_ours(short_dir: Path) -> None:
+async def test_a_postgres_on_another_directory_is_not_taken_for_ours(short_dir: Path, made: Path) -> None:
+    for name in ("one", "two"):
+        subprocess.run(["cp", "-a", made, short_dir / name], check=True)
     async with embedded_postgres(short_dir / "one") as one, embedded_postgres(short_dir / "two") as two:
         assert not is_postmaster(postmaster(one), two.home.cluster)
 
@@ -600,8 +602,7 @@ async def test_no_other_local_user_can_connect(data_dir: Path, nobody: Account) 
 
 
 @only_root
-async def test_a_directory_of_somebody_else_is_told(short_dir: Path, nobody: Account) -> None:
-    data_dir = short_dir / "postgres"
+async def test_a_directory_of_somebody_else_is_told(data_dir: Path, nobody: Account) -> None:
     async with embedded_postgres(data_dir):
         owner = account_for(data_dir).name
         if owner == "nobody":

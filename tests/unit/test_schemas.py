@@ -147,11 +147,49 @@ def test_what_is_no_json_is_told_apart(body: bytes) -> None:
         read(body)
 
 
-@pytest.mark.parametrize("field", ["deadline", "lane", "onDisconnect"])
+@pytest.mark.parametrize("field", ["lane", "onDisconnect"])
 @pytest.mark.parametrize("form", [short, long])
 def test_what_is_not_built_yet_is_refused_by_name(form: Any, field: str) -> None:
     with pytest.raises(NotSupported) as caught:
         read(form(**{field: "x"}))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "run_at", "deadline"),
+    [
+        ({"delay": "30s"}, 30, None),
+        ({"delay": 0.5}, 0.5, None),
+        ({"deadline": "2h"}, 0, 7200),
+        ({"deadline": 90}, 0, 90),
+        ({"deadline": "2026-11-22T08:46:00+01:00"}, 0, 3600),
+        ({"delay": "1h", "deadline": "2h"}, 3600, 7200),
+        ({"runAt": "2026-11-22T06:47:00Z", "deadline": "2026-11-22T06:48:00Z"}, 60, 120),
+    ],
+)
+def test_a_job_may_be_put_off_and_have_a_deadline(fields: Any, run_at: float, deadline: float | None) -> None:
+    job = read(long(**fields))
+    assert job.run_at == NOW + timedelta(seconds=run_at)
+    assert job.deadline == (None if deadline is None else NOW + timedelta(seconds=deadline))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "reason"),
+    [
+        ({"delay": "30s", "runAt": "2026-11-22T07:00:00Z"}, "delay", "one of them"),
+        ({"deadline": "2026-11-22T06:46:00Z"}, "deadline", "over already"),
+        ({"deadline": "2026-11-22T06:46:00"}, "deadline", "time zone"),
+        ({"deadline": "Today"}, "deadline", "a duration"),
+        ({"deadline": "soon"}, "deadline", "not a duration"),
+        ({"deadline": 0}, "deadline", "more than 0"),
+        ({"delay": "1h", "deadline": "1h"}, "deadline", "before the job may run"),
+        ({"delay": -1}, "delay", "not a duration"),
+        ({"delay": "400d"}, "delay", "at most a year"),
+    ],
+)
+def test_times_that_do_not_fit_are_refused_by_name(fields: Any, field: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason) as caught:
+        read(long(**fields))
     assert caught.value.field == field
 
 

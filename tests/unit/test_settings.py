@@ -41,13 +41,31 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
         ("MISTRAL_SERVER_URL", "api.mistral.ai"),
         ("TRAMONTANE_URL", "ftp://here"),
         ("TRAMONTANE_LOG_LEVEL", "loud"),
-        ("TRAMONTANE_HOST", "0.0.0.0"),
+        ("TRAMONTANE_API_KEY", "tm_ä"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable(name: str, text: str) -> None:
     with pytest.raises(ConfigurationError, match=name) as caught:
         read_settings({name: text})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.4", False),
+        ("example.com", False),
+        ("", False),
+    ],
+)
+def test_an_address_that_others_reach_is_told_from_loopback(host: str, inside: bool) -> None:
+    assert Settings(host=host).on_loopback is inside
 
 
 def test_a_secret_is_never_shown() -> None:

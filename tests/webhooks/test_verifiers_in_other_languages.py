@@ -208,8 +208,8 @@ def test_go(tmp_path: Path) -> None:
     assert verdicts(run(tool("go"), "run", ".", cwd=tmp_path, GOTOOLCHAIN="local")) == EXPECTED
 
 
-def test_the_javascript_client_passes_its_tests() -> None:
-    output = run(tool("node"), "--test", "--test-reporter=tap", "test/", cwd=CLIENT)
+def test_the_verifier_of_the_javascript_client_passes_its_tests() -> None:
+    output = run(tool("node"), "--test", "--test-reporter=tap", "test/verify.test.js", cwd=CLIENT)
 
     passed = re.search(r"^# pass (\d+)$", output, re.MULTILINE)
     assert passed is not None

@@ -9,10 +9,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from tramontane.api import problems
-from tramontane.api.guard import Guard
+from tramontane.api.authentication import Authenticated
+from tramontane.api.bulk_routes import router as bulk
+from tramontane.api.description import complete
+from tramontane.api.guard import ANY_HOST, Guard
+from tramontane.api.limits_routes import router as limits
+from tramontane.api.operations_routes import router as operations
+from tramontane.api.pauses_routes import router as pauses
 from tramontane.api.playground import router as playground
 from tramontane.api.responses import AFTERWARDS
 from tramontane.api.routes import router
+from tramontane.api.schedules_routes import router as schedules
 from tramontane.api.schemas import COMPONENTS
 from tramontane.api.webhook_history import router as webhook_history
 from tramontane.api.webhook_routes import router as webhooks
@@ -29,18 +36,21 @@ class _API(FastAPI):
             await go_on(receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        document = super().openapi()
-        document["components"]["schemas"] |= COMPONENTS | WEBHOOK_COMPONENTS
-        return document
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["schemas"] |= COMPONENTS | WEBHOOK_COMPONENTS
+            self.openapi_schema = complete(document)
+        return self.openapi_schema
 
 
 def create_api(app: App) -> FastAPI:
     """The HTTP face of a running app."""
     api = _API(title="Tramontane", version=version("tramontane"), redoc_url=None)
     api.state.app = app
-    for routes in (router, webhooks, webhook_history, playground):
+    for routes in (bulk, router, webhooks, webhook_history, limits, pauses, schedules, playground, operations):
         api.include_router(routes)
     problems.install(api)
+    api.add_middleware(Authenticated, authentication=app.authentication)
     if app.settings.cors_origins:
         api.add_middleware(
             CORSMiddleware,
@@ -53,6 +63,8 @@ def create_api(app: App) -> FastAPI:
                 "If-None-Match",
                 "Last-Event-ID",
                 "Prefer",
+                "X-API-Key",
+                "X-Tramontane-Tenant",
             ],
             expose_headers=[
                 "Content-Location",
@@ -63,5 +75,9 @@ def create_api(app: App) -> FastAPI:
                 "X-Stream-Retention-Seconds",
             ],
         )
-    api.add_middleware(Guard, hosts=app.settings.allowed_hosts, origins=app.settings.cors_origins)
+    hosts = app.settings.allowed_hosts
+    if not app.settings.on_loopback:
+        app.authentication.close()
+        hosts = ANY_HOST
+    api.add_middleware(Guard, hosts=hosts, origins=app.settings.cors_origins)
     return api

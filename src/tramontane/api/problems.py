@@ -1,6 +1,7 @@
 """Errors on the wire: RFC 9457 problem details with a code that never changes."""
 
 import logging
+import math
 from typing import Final
 
 import msgspec
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tramontane.errors import (
     BodyTooLarge,
+    BudgetExhausted,
+    Busy,
     CallbackBlocked,
     Conflict,
     DatabaseError,
@@ -21,11 +24,18 @@ from tramontane.errors import (
     InvalidJSON,
     InvalidSignature,
     InvalidTicket,
+    KeyRefused,
     NotAllowed,
     NotFound,
+    NotReady,
+    Overloaded,
+    QueueFull,
+    ResultExpired,
+    ScopeMissing,
     SecretsLocked,
     StreamExpired,
     TooManyStreams,
+    TooManyTries,
     TramontaneError,
 )
 from tramontane.listener import OUTAGES
@@ -39,20 +49,31 @@ _STATUS: Final[tuple[tuple[type[TramontaneError], int, str], ...]] = (
     (BodyTooLarge, 413, "Body too large"),
     (InvalidInput, 422, "Invalid request"),
     (NotAllowed, 403, "Not allowed"),
+    (KeyRefused, 401, "Unauthorized"),
+    (ScopeMissing, 403, "Forbidden"),
+    (TooManyTries, 429, "Too many tries"),
     (NotFound, 404, "Not found"),
     (IdempotencyMismatch, 422, "Idempotency-Key reused"),
     (StreamExpired, 410, "Stream expired"),
+    (ResultExpired, 410, "Result expired"),
     (Conflict, 409, "Conflict"),
     (InvalidSignature, 400, "Invalid signature"),
     (InvalidTicket, 401, "Invalid ticket"),
     (TooManyStreams, 429, "Too many streams"),
+    (QueueFull, 429, "Queue full"),
+    (Overloaded, 503, "Overloaded"),
+    (BudgetExhausted, 429, "Budget exhausted"),
     (DatabaseError, 503, "Database unavailable"),
     (SecretsLocked, 503, "Secrets locked"),
+    (NotReady, 503, "Not ready"),
 )
 _HEADERS: Final = {
     DatabaseError.code: {"retry-after": "2"},
+    NotReady.code: {"retry-after": "2"},
     TooManyStreams.code: {"retry-after": "5"},
     InvalidTicket.code: {"www-authenticate": "Ticket"},
+    KeyRefused.code: {"www-authenticate": "Bearer"},
+    TooManyTries.code: {"retry-after": "60"},
 }
 _MEDIA_TYPE: Final = "application/problem+json"
 _FAULT: Final = "a fault in Tramontane; its log tells more"
@@ -86,7 +107,10 @@ def response_to(error: TramontaneError) -> Response:
         more |= {"rule": error.rule, "hint": error.hint or None}
     if isinstance(error, StreamExpired) and error.job_id:
         more |= {"statusUrl": f"/api/jobs/{error.job_id}"}
-    return problem(status, title, error.code, error.message, **more)
+    response = problem(status, title, error.code, error.message, **more)
+    if isinstance(error, Busy | BudgetExhausted) and error.retry_after is not None:
+        response.headers["retry-after"] = str(math.ceil(error.retry_after))
+    return response
 
 
 async def _ours(_: Request, error: Exception) -> Response:

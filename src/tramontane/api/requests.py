@@ -3,30 +3,44 @@
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
+from tramontane.api.authentication import CALLER
 from tramontane.app import App
-from tramontane.errors import BodyTooLarge, InvalidInput, NotAllowed
+from tramontane.errors import BodyTooLarge, InvalidInput, KeyRefused, ScopeMissing
 from tramontane.ids import read_id
 from tramontane.models import Caller, Scope
 from tramontane.wire import encode
 
 #: Longest long-poll (seconds); proxies cut silent requests after about a minute.
 LONGEST_WAIT: Final = 60
-#: Where no keys are needed.
-_ANYBODY: Final = Caller()
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})")
 
 
 def caller_of(request: Request, scope: Scope) -> Caller:
-    """Who asks. Raises NotAllowed for one who may not do that."""
-    caller: Caller = request.scope.get("tramontane.caller", _ANYBODY)
+    """Who asks. Raises ScopeMissing for one who may not do that, and KeyRefused when nobody was let in by name."""
+    caller: Caller | None = request.scope.get(CALLER)
+    if caller is None:
+        raise KeyRefused("a key is needed here")
     if not caller.may(scope):
-        raise NotAllowed(f"this key lacks the scope {scope}: use one that has it")
+        raise ScopeMissing(f"this key lacks the scope {scope}: use one that has it")
     return caller
+
+
+def _tenant_with(scope: Scope) -> Any:
+    async def tenant(request: Request) -> str:
+        return caller_of(request, scope).tenant
+
+    return Depends(tenant)
+
+
+#: As a parameter of a route: the tenant of a caller who may do that, told before anything else is looked at.
+Submitter = Annotated[str, _tenant_with(Scope.SUBMIT)]
+Reader = Annotated[str, _tenant_with(Scope.READ)]
+Admin = Annotated[str, _tenant_with(Scope.ADMIN)]
 
 
 def app_of(request: Request) -> App:

@@ -1,16 +1,20 @@
 """The routes under /api, each about twelve lines: parse, call one service, shape."""
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from msgspec import UNSET
 
-from tramontane import sse
+from tramontane import sse, tracing
 from tramontane.api.requests import (
     app_of,
+    caller_of,
     json_answer,
     read_body,
     read_time,
@@ -23,13 +27,15 @@ from tramontane.api.schemas import BODY_SCHEMA, new_job, read_cursor, read_idemp
 from tramontane.api.ticket_schema import TICKET_SCHEMA, read_ttl
 from tramontane.errors import InvalidCursor
 from tramontane.ids import iso, read_id, show_id, utc_now
-from tramontane.models import DEFAULT_TENANT, Job, JobFilter, JobKey, State, Submitted
+from tramontane.models import Job, JobFilter, JobKey, Scope, State, Submitted
 from tramontane.places import Place
 from tramontane.wire import accepted_shape, encode, job_shape, job_urls
 
 router = APIRouter()
 
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"description": "the job's events", "content": {"text/event-stream": {}}, "x-events": ["start", "chunk", "tool", "attempt", "complete", "error"]}}  # fmt: skip # noqa: E501
+
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 
@@ -38,7 +44,8 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 async def submit(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
     """Take a job: it is on disk when this answers."""
     submitted = await _submit(request, idempotency_key)
-    return _accepted(submitted)
+    used = app_of(request).standings.budget_used(submitted.job.key.tenant)
+    return _accepted(submitted, {} if used is None else {"x-budget-used": f"{used:.3g}"})
 
 
 @router.post("/api/chat/stream", openapi_extra=BODY_SCHEMA, responses=_EVENTS)
@@ -61,30 +68,32 @@ async def find_jobs(
     kind: str | None = None,
     model: str | None = None,
     request_id: Annotated[str | None, Query(alias="requestId")] = None,
+    error: str | None = None,
     created_after: Annotated[datetime | None, Query(alias="createdAfter")] = None,
     created_before: Annotated[datetime | None, Query(alias="createdBefore")] = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Jobs, newest first; `metadata.NAME=VALUE` filters too. `next` is the cursor of the next page, or null."""
-    metadata = _metadata(request)
+    tenant, metadata = caller_of(request, Scope.READ).tenant, _metadata(request)
     refuse_unknown(request, find_jobs_parameters | {f"metadata.{name}" for name, _ in metadata})
     wanted = JobFilter(
         state=status,
         kind=kind,
         model=model,
         request_id=request_id,
+        error=error,
         created_after=read_time("createdAfter", created_after),
         created_before=read_time("createdBefore", created_before),
         metadata=metadata,
     )
-    jobs = await app_of(request).jobs.find(DEFAULT_TENANT, wanted, before=read_cursor(cursor), limit=limit + 1)
+    jobs = await app_of(request).jobs.find(tenant, wanted, before=read_cursor(cursor), limit=limit + 1)
     more = show_id("job", jobs[limit - 1].key.id) if len(jobs) > limit else None
     return json_answer({"jobs": [job_shape(job) for job in jobs[:limit]], "next": more})
 
 
 find_jobs_parameters = frozenset(
-    {"status", "kind", "model", "requestId", "createdAfter", "createdBefore", "cursor", "limit"}
+    {"status", "kind", "model", "requestId", "error", "createdAfter", "createdBefore", "cursor", "limit"}
 )
 
 
@@ -96,7 +105,7 @@ async def get_job(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A job with its result, or the text so far. With `Prefer: wait=N` once it has ended, or after N seconds."""
-    app, key, wait = app_of(request), _key(job_id), read_wait(prefer)
+    app, key, wait = app_of(request), _key(request, job_id, Scope.READ), read_wait(prefer)
     if wait:
         await app.streams.wait_for_end(key, wait)
     return await _job(request, await app.jobs.get(key), wait_applied(wait), known=if_none_match)
@@ -119,9 +128,11 @@ class Reading:
 async def job_events(request: Request, job_id: str, reading: Annotated[Reading, Depends()]) -> Response:
     """The job's events after a cursor: `Last-Event-ID`, else `?lastEventId=`, else `?after=`, else all of them."""
     refuse_unknown(request, {"after", "lastEventId", "compact", "ping", "ticket"})
-    app, key = app_of(request), _key(job_id)
+    app = app_of(request)
     if reading.ticket is not None:
-        app.tickets.check(reading.ticket, key, utc_now())
+        key = app.tickets.open(reading.ticket, read_id("job", job_id), utc_now())
+    else:
+        key = _key(request, job_id, Scope.READ)
     # A browser comes back with the address it was given first: what it has seen since is stronger.
     given = (reading.header, reading.last_event_id, reading.after)
     cursor = next((one for one in given if one is not None), "")
@@ -132,9 +143,9 @@ async def job_events(request: Request, job_id: str, reading: Annotated[Reading, 
 @router.post("/api/jobs/{job_id}/ticket", status_code=201, openapi_extra=TICKET_SCHEMA)
 async def issue_ticket(request: Request, job_id: str) -> Response:
     """A ticket: for a while, whoever has it reads the job's events without any header, and does nothing else."""
-    app, now = app_of(request), utc_now()
+    app, key, now = app_of(request), _key(request, job_id, Scope.SUBMIT), utc_now()
     ttl = read_ttl(await read_body(request))
-    job = await app.jobs.get(_key(job_id))
+    job = await app.jobs.get(key)
     ticket, expires_at = app.tickets.issue(job.key, ttl=ttl, now=now)
     url = f"{job_urls(job)['events_url']}?ticket={ticket}"
     return json_answer({"ticket": ticket, "url": url, "expiresAt": iso(expires_at)}, 201, {"cache-control": "no-store"})
@@ -143,43 +154,33 @@ async def issue_ticket(request: Request, job_id: str) -> Response:
 @router.post("/api/jobs/{job_id}/cancel")
 async def cancel_job(request: Request, job_id: str) -> Response:
     """Stop a job at once, and the call to Mistral with it. An ended job stays as it is."""
-    return await _job(request, await app_of(request).jobs.cancel(_key(job_id)), {})
+    return await _job(request, await app_of(request).jobs.cancel(_key(request, job_id, Scope.SUBMIT)), {})
 
 
 @router.post("/api/jobs/{job_id}/retry", status_code=202)
 async def retry_job(request: Request, job_id: str) -> Response:
     """A new job that asks the same as an ended one."""
-    return _accepted(await app_of(request).jobs.retry(_key(job_id)))
+    return _accepted(await app_of(request).jobs.retry(_key(request, job_id, Scope.SUBMIT)))
 
 
 @router.delete("/api/jobs/{job_id}", status_code=204)
 async def erase_job(request: Request, job_id: str) -> Response:
     """Erase an ended job: what it said and heard is deleted."""
-    await app_of(request).jobs.erase(_key(job_id))
+    await app_of(request).jobs.erase(_key(request, job_id, Scope.SUBMIT))
     return Response(status_code=204)
 
 
-@router.get("/healthz")
-async def healthz() -> Response:
-    """The process runs."""
-    return json_answer({"status": "ok"})
-
-
-@router.get("/readyz")
-async def readyz(request: Request) -> Response:
-    """The process runs, and its database answers."""
-    await app_of(request).database.pool.fetchval("SELECT 1")
-    return json_answer({"status": "ready", "worker": app_of(request).worker is not None})
-
-
 async def _submit(request: Request, idempotency_key: str | None) -> Submitted:
-    app = app_of(request)
+    with app_of(request).tracing.request("submit", request.headers):
+        return await _submitted(request, idempotency_key)
+
+
+async def _submitted(request: Request, idempotency_key: str | None) -> Submitted:
+    app, tenant = app_of(request), caller_of(request, Scope.SUBMIT).tenant
     body = await read_body(request)
     key = read_idempotency_key(idempotency_key)
-    job = new_job(
-        body, app.settings, tenant=DEFAULT_TENANT, idempotency_key=key, now=utc_now(), callbacks=app.callbacks
-    )
-    return await app.jobs.submit(job)
+    job = new_job(body, app.settings, tenant=tenant, idempotency_key=key, now=utc_now(), callbacks=app.callbacks)
+    return await app.jobs.submit(dataclasses.replace(job, trace_context=tracing.current()))
 
 
 async def _events(
@@ -213,16 +214,17 @@ async def _job(request: Request, job: Job, headers: dict[str, str], *, known: st
     headers |= {"etag": tag, "cache-control": "private, no-cache"}
     if known is not None and tag in (one.strip().removeprefix("W/") for one in known.split(",")):
         return Response(status_code=304, headers=headers)
-    contents = await app.jobs.contents(job.key)
-    result = contents.result if job.state.final else None  # it may have come since the job was read
+    # The result may have come since the job was read, or its time may have passed.
+    there = job.state.final and job.contents_pruned_at is None
+    result = (await app.jobs.contents(job.key)).result if there else None
     text = await app.streams.text(job) if result is None else None
     shape = job_shape(job, result=result, text=UNSET if text is None else text, attempts=attempts)
     return json_answer(shape, headers=headers)
 
 
-def _accepted(submitted: Submitted) -> Response:
+def _accepted(submitted: Submitted, headers: Mapping[str, str] = _NO_HEADERS) -> Response:
     shape = accepted_shape(submitted)
-    return json_answer(shape, 202, {"location": shape.status_url, **_replayed(submitted)})
+    return json_answer(shape, 202, {"location": shape.status_url, **_replayed(submitted), **headers})
 
 
 def _replayed(submitted: Submitted) -> dict[str, str]:
@@ -233,8 +235,8 @@ def _address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-def _key(job_id: str) -> JobKey:
-    return JobKey(tenant=DEFAULT_TENANT, id=read_id("job", job_id))
+def _key(request: Request, job_id: str, scope: Scope) -> JobKey:
+    return JobKey(tenant=caller_of(request, scope).tenant, id=read_id("job", job_id))
 
 
 def _sequence(text: str) -> int | None:

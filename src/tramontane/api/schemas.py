@@ -1,7 +1,7 @@
 """What callers may send. Our own fields are strict; Mistral's are checked for their type and passed on as they came."""
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
 
@@ -27,7 +27,7 @@ _BRANCHES: Final = frozenset(
 #: Fields of the short form that are not Mistral's.
 _OURS: Final = ("requestId", "callback")
 #: Fields of the contract that are not built yet: refused by name, never accepted and ignored.
-_NOT_BUILT: Final = ("deadline", "lane", "onDisconnect")
+_NOT_BUILT: Final = ("lane", "onDisconnect")
 
 
 def _plain(text: str) -> str:
@@ -36,7 +36,8 @@ def _plain(text: str) -> str:
     return text
 
 
-def _utc(moment: datetime) -> datetime:
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC. Raises ValueError for one that is out of range there."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:
@@ -50,10 +51,31 @@ def _duration(value: str | float) -> float:
     return length
 
 
+def _distance(value: str | float) -> float:
+    length = seconds(value)
+    if not 0 < length <= 366 * 86400:
+        raise ValueError("must be more than 0 and at most a year")
+    return length
+
+
+def _deadline(value: str | float) -> timedelta | datetime:
+    """A duration from now on, or a time with its zone."""
+    if isinstance(value, str) and "T" in value.upper():
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError('must be a duration from now ("2h") or a time with its zone') from None
+        if moment.tzinfo is None:
+            raise ValueError("needs a time zone: write 2026-11-22T06:46:00Z")
+        return in_utc(moment)
+    return timedelta(seconds=_distance(value))
+
+
 Form = TypeVar("Form", bound=BaseModel)
 
 PlainText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_plain)]
 Duration = Annotated[str | float, AfterValidator(_duration)]
+Distance = Annotated[str | float, AfterValidator(_distance)]
 
 
 class Message(BaseModel):
@@ -149,7 +171,9 @@ class LongForm(BaseModel):
     requestId: PlainText | None = None  # noqa: N815
     callback: AnyCallback | None = None
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
-    runAt: Annotated[AwareDatetime, AfterValidator(_utc)] | None = None  # noqa: N815
+    runAt: Annotated[AwareDatetime, AfterValidator(in_utc)] | None = None  # noqa: N815
+    delay: Distance | None = None
+    deadline: Annotated[str | float, AfterValidator(_deadline)] | None = None
     attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     backoff: BackoffForm | None = None
     timeout: Duration | None = None
@@ -185,14 +209,15 @@ def new_job(
     fields = _fields(body)
     if "kind" in fields or "request" in fields:
         _refuse_mixed(fields)
-        form = _validate(LongForm, body)
+        form = parse(LongForm, body)
         request, own = fields["request"], form
         chat = form.request
     else:
-        chat = _validate(ShortForm, body)
+        chat = parse(ShortForm, body)
         request = Raw(msgspec.json.encode({name: raw for name, raw in fields.items() if name not in _OURS}))
         own = LongForm.model_construct(request=chat, requestId=chat.requestId, callback=chat.callback)
     upstream = _upstream(request)
+    run_at, deadline = _times(own, now)
     backoff = own.backoff or BackoffForm.model_construct(delay=settings.backoff * 1000)
     return NewJob(
         key=JobKey(tenant=tenant, id=new_id()),
@@ -204,7 +229,8 @@ def new_job(
         backoff_kind=backoff.type,
         backoff_seconds=backoff.delay / 1000,
         timeout_seconds=float(own.timeout or settings.job_timeout),
-        run_at=max(own.runAt, now) if own.runAt else now,
+        run_at=run_at,
+        deadline=deadline,
         priority=own.priority,
         resume=own.resume,
         prompt_tokens=estimate(upstream),
@@ -214,6 +240,19 @@ def new_job(
         idempotency_hash=_hash(body) if idempotency_key else None,
         callback=_callback(own.callback, callbacks) if own.callback is not None and callbacks else None,
     )
+
+
+def _times(form: LongForm, now: datetime) -> tuple[datetime, datetime | None]:
+    """Not before, and not after."""
+    if form.runAt is not None and form.delay is not None:
+        raise InvalidInput("delay", "says what `runAt` says: give one of them")
+    run_at = max(form.runAt or now, now + timedelta(seconds=float(form.delay or 0)))
+    deadline: Any = form.deadline
+    if isinstance(deadline, timedelta):
+        deadline = now + deadline
+    if deadline is not None and deadline <= run_at:
+        raise InvalidInput("deadline", "is over already" if deadline <= now else "is over before the job may run")
+    return run_at, deadline
 
 
 def _callback(form: CallbackForm, callbacks: Callbacks) -> Callback:
@@ -279,7 +318,8 @@ def _unknown(path: str) -> str:
     return "is not a known field; what this version does not know of Mistral's goes into the long form's `request`"
 
 
-def _validate(form: type[Form], body: bytes) -> Form:
+def parse(form: type[Form], body: bytes) -> Form:
+    """A body as a form. Raises InvalidInput for the first thing that is wrong."""
     try:
         return form.model_validate_json(body)
     except ValidationError as error:

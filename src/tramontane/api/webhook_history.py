@@ -7,6 +7,8 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from tramontane.api.requests import (
+    Admin,
+    Reader,
     app_of,
     json_answer,
     optional_id,
@@ -17,7 +19,6 @@ from tramontane.api.requests import (
 )
 from tramontane.errors import NotFound
 from tramontane.ids import read_id, show_id
-from tramontane.models import DEFAULT_TENANT
 from tramontane.webhooks.models import DeliveryState
 from tramontane.webhooks.records import AttemptFilter, AttemptLine, DeliveryFilter, MessageFilter
 from tramontane.webhooks.shapes import attempt_shape, delivery_shape, message_shape
@@ -38,6 +39,7 @@ Prefer = Annotated[str | None, Header()]
 @router.get("/messages")
 async def find_messages(
     request: Request,
+    tenant: Reader,
     event: str | None = None,
     job_id: JobId = None,
     since: datetime | None = None,
@@ -51,24 +53,25 @@ async def find_messages(
         event=event, job_id=optional_id("job", job_id), since=read_time("since", since), until=read_time("until", until)
     )
     history = app_of(request).endpoints.history
-    found = await history.messages(DEFAULT_TENANT, wanted, before=optional_id("msg", cursor), limit=limit + 1)
+    found = await history.messages(tenant, wanted, before=optional_id("msg", cursor), limit=limit + 1)
     more = show_id("msg", found[limit - 1].id) if len(found) > limit else None
     return json_answer({"messages": [message_shape(one) for one in found[:limit]], "next": more})
 
 
 @router.get("/messages/{message_id}")
-async def get_message(request: Request, message_id: str) -> Response:
+async def get_message(request: Request, tenant: Reader, message_id: str) -> Response:
     """A message with its body, as it is sent, and its deliveries."""
     history, key = app_of(request).endpoints.history, read_id("msg", message_id)
-    message = await history.message(DEFAULT_TENANT, key)
+    message = await history.message(tenant, key)
     wanted = DeliveryFilter(message_id=key)
-    deliveries = await history.deliveries(DEFAULT_TENANT, wanted, before=None, limit=_MOST_BESIDE)
+    deliveries = await history.deliveries(tenant, wanted, before=None, limit=_MOST_BESIDE)
     return json_answer(message_shape(message, deliveries=deliveries))
 
 
 @router.get("/deliveries")
 async def find_deliveries(
     request: Request,
+    tenant: Reader,
     endpoint: str | None = None,
     event: str | None = None,
     status: DeliveryState | None = None,
@@ -93,7 +96,7 @@ async def find_deliveries(
         until=read_time("until", until),
     )
     history = app_of(request).endpoints.history
-    found = await history.deliveries(DEFAULT_TENANT, wanted, before=optional_id("dlv", cursor), limit=limit + 1)
+    found = await history.deliveries(tenant, wanted, before=optional_id("dlv", cursor), limit=limit + 1)
     more = show_id("dlv", found[limit - 1].id) if len(found) > limit else None
     return json_answer({"deliveries": [delivery_shape(one) for one in found[:limit]], "next": more})
 
@@ -104,19 +107,19 @@ find_deliveries_parameters = frozenset(
 
 
 @router.get("/deliveries/{delivery_id}")
-async def get_delivery(request: Request, delivery_id: str, prefer: Prefer = None) -> Response:
+async def get_delivery(request: Request, tenant: Reader, delivery_id: str, prefer: Prefer = None) -> Response:
     """A delivery and its attempts. With `Prefer: wait=N` the answer comes when it has ended, or after N seconds."""
     endpoints, key, wait = app_of(request).endpoints, read_id("dlv", delivery_id), read_wait(prefer)
-    delivery = await endpoints.wait_for_end(DEFAULT_TENANT, key, wait)
+    delivery = await endpoints.wait_for_end(tenant, key, wait)
     wanted = AttemptFilter(delivery_id=key)
-    attempts = await endpoints.history.attempts(DEFAULT_TENANT, wanted, before=None, limit=_MOST_BESIDE)
+    attempts = await endpoints.history.attempts(tenant, wanted, before=None, limit=_MOST_BESIDE)
     return json_answer(delivery_shape(delivery, attempts=attempts[::-1]), headers=wait_applied(wait))
 
 
 @router.post("/deliveries/{delivery_id}/replay", status_code=202)
-async def replay_delivery(request: Request, delivery_id: str) -> Response:
+async def replay_delivery(request: Request, tenant: Admin, delivery_id: str) -> Response:
     """A new delivery of the same message: the same webhook-id, the same bytes."""
-    delivery = await app_of(request).endpoints.replay(DEFAULT_TENANT, read_id("dlv", delivery_id))
+    delivery = await app_of(request).endpoints.replay(tenant, read_id("dlv", delivery_id))
     shape = delivery_shape(delivery)
     return json_answer(shape, 202, {"location": f"/api/webhooks/deliveries/{shape.delivery_id}"})
 
@@ -124,6 +127,7 @@ async def replay_delivery(request: Request, delivery_id: str) -> Response:
 @router.get("/attempts")
 async def find_attempts(
     request: Request,
+    tenant: Reader,
     endpoint: str | None = None,
     event: str | None = None,
     delivery_id: DeliveryId = None,
@@ -146,7 +150,7 @@ async def find_attempts(
         until=read_time("until", until),
     )
     history = app_of(request).endpoints.history
-    found = await history.attempts(DEFAULT_TENANT, wanted, before=_attempt_cursor(cursor), limit=limit + 1)
+    found = await history.attempts(tenant, wanted, before=_attempt_cursor(cursor), limit=limit + 1)
     more = _show_cursor(found[limit - 1]) if len(found) > limit else None
     return json_answer({"attempts": [attempt_shape(one) for one in found[:limit]], "next": more})
 

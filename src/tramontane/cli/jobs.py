@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tramontane.cli import exits, screen
+from tramontane.cli import bulk, exits, screen
 from tramontane.cli.chat import DEFAULT_MODEL, tell
 from tramontane.cli.options import (
     Callback,
@@ -39,6 +39,8 @@ def submit(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="instructions that come first")] = None,
     priority: Annotated[str | None, typer.Option(metavar="N", help="higher goes first; 0 when not given")] = None,
     run_at: Annotated[str | None, typer.Option(metavar="TIME", help="not before, e.g. 2026-11-22T06:00:00Z")] = None,
+    delay: Annotated[str | None, typer.Option(metavar="TIME", help='not before so long from now, e.g. "30s"')] = None,
+    deadline: Annotated[str | None, typer.Option(metavar="TIME", help='not after: "2h" from now, or a time')] = None,
     attempts: Annotated[str | None, typer.Option(metavar="N", help="how often it may fail before it stays so")] = None,
     timeout: Annotated[str | None, typer.Option(metavar="TIME", help='longest an attempt may take, e.g. "90s"')] = None,
     request_id: Annotated[str | None, typer.Option(metavar="TEXT", help="your own name for it")] = None,
@@ -54,6 +56,8 @@ def submit(
     options = {
         "priority": number("--priority", priority),
         "runAt": run_at,
+        "delay": delay,
+        "deadline": deadline,
         "attempts": number("--attempts", attempts),
         "timeout": timeout,
         "requestId": request_id,
@@ -82,6 +86,7 @@ def submit(
 def list_jobs(
     status: Annotated[str | None, typer.Option(metavar="STATUS", help="queued, running, completed …")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="model that answers")] = None,
+    error: Annotated[str | None, typer.Option(metavar="CODE", help="failed with it, e.g. rate_limited")] = None,
     request_id: Annotated[str | None, typer.Option(metavar="TEXT", help="your own name for it")] = None,
     metadata: Metadata = None,
     limit: Annotated[str, typer.Option(metavar="N", help="at most so many, up to 200")] = "20",
@@ -90,7 +95,8 @@ def list_jobs(
     data_dir: DataDir = None,
 ) -> int:
     """List jobs, newest first."""
-    filters = {"status": status, "model": model, "requestId": request_id, "cursor": cursor, "limit": limit}
+    filters = {"status": status, "model": model, "error": error, "requestId": request_id}
+    filters |= {"cursor": cursor, "limit": limit}
     filters |= {f"metadata.{name}": value for name, value in pairs("--metadata", metadata).items()}
 
     async def ask(reached: Reached) -> int:
@@ -150,21 +156,6 @@ def cancel_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> i
     return with_server(data_dir, ask)
 
 
-def retry_job(job_id: JobId, json: Json = False, data_dir: DataDir = None) -> int:
-    """Ask the same as an ended job, as a new one."""
-
-    async def ask(reached: Reached) -> int:
-        accepted = await reached.client.retry(job_id)
-        if json:
-            screen.show_json(accepted)
-        else:
-            screen.say(f"{accepted['jobId']} {accepted['status']}")
-            _say_when(reached, accepted["jobId"])
-        return exits.OK
-
-    return with_server(data_dir, ask)
-
-
 def delete_job(job_id: JobId, data_dir: DataDir = None) -> int:
     """Erase what an ended job said and heard."""
 
@@ -181,7 +172,8 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "show": show_job,
     "follow": follow_job,
     "cancel": cancel_job,
-    "retry": retry_job,
+    "retry": bulk.retry,
+    "bulk": bulk.bulk,
     "delete": delete_job,
 }
 
@@ -240,8 +232,12 @@ def _show(job: dict[str, Any]) -> None:
         "ran": screen.span(screen.between(job["startedAt"], job["completedAt"])),
         "tokens": f"{usage.get('prompt_tokens', '-')} in, {usage.get('completion_tokens', '-')} out",
     }
+    if job["cost"]:
+        lines["cost"] = f"{job['cost']['amount']} {job['cost']['currency']}"
     if job["status"] == "queued":
         lines["runs at"] = job["runAt"]
+        if job["deadline"]:
+            lines["deadline"] = job["deadline"]
     if job["metadata"]:
         lines["metadata"] = ", ".join(f"{name}={value}" for name, value in job["metadata"].items())
     if job["error"]:

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from tramontane.cli import batch, chat, database, doctor, exits, jobs, serve, webhook_endpoints, webhooks
+from tramontane.cli import (
+    batch,
+    chat,
+    database,
+    doctor,
+    exits,
+    jobs,
+    keys,
+    limits,
+    pauses,
+    schedules,
+    serve,
+    tenants,
+    webhook_endpoints,
+    webhooks,
+)
 from tramontane.cli.options import QuickCommand, QuickGroup
 from tramontane.cli.signals import Stopped
 
@@ -42,7 +57,7 @@ def program() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,  # it would show locals, and with them keys and messages
         rich_markup_mode=None,
-        help="Background jobs that survive crashes and event streams that resume exactly, for the Mistral API.",
+        help="Background jobs that survive crashes, streams that resume exactly, signed webhooks: for the Mistral API.",
         epilog=exits.TABLE,
     )
     tree.callback(invoke_without_command=True)(_top)
@@ -50,8 +65,14 @@ def program() -> typer.Typer:
         tree.command(cls=QuickCommand)(command)
     tree.add_typer(_group("jobs", "See and steer jobs.", jobs.COMMANDS))
     tree.command(cls=QuickCommand)(batch.batch)
+    tree.add_typer(_group("schedules", "Have jobs done again and again.", schedules.COMMANDS))
+    for steering in (pauses.pause, pauses.resume, pauses.pauses):
+        tree.command(cls=QuickCommand)(steering)
     tree.add_typer(_webhooks())
+    tree.add_typer(_group("keys", "Make and revoke API keys.", keys.COMMANDS))
+    tree.add_typer(_group("tenants", "Say what each tenant may use.", tenants.COMMANDS))
     tree.add_typer(_group("db", "Look after the database.", database.COMMANDS))
+    tree.command(cls=QuickCommand)(limits.limits)
     tree.command(cls=QuickCommand)(doctor.doctor)
     tree.command(cls=QuickCommand)(version)
     return tree

@@ -72,7 +72,7 @@ async def find_server(settings: Settings) -> "AsyncIterator[ApiClient | None]":
         return
     from tramontane.client import ApiClient
 
-    async with ApiClient(url) as client:
+    async with ApiClient(url, api_key=settings.api_key) as client:
         # A server that was named is talked to, and its absence is an error; a file may be out of date.
         yield client if settings.url or await client.answers() else None
 
@@ -92,7 +92,8 @@ async def own_server(settings: Settings, *, worker: bool) -> "AsyncIterator[ApiC
             app = await stack.enter_async_context(open_app(settings, worker=worker))
         bound = listen_on("127.0.0.1", 0)
         await stack.enter_async_context(serving(app, bound))
-        client = await stack.enter_async_context(ApiClient(url_of(bound)))
+        key = app.authentication.own_key()
+        client = await stack.enter_async_context(ApiClient(url_of(bound), api_key=key))
         try:
             yield client
         except BaseException as error:  # noqa: BLE001 - raised again once everything is closed

@@ -4,7 +4,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -27,13 +34,17 @@ from tramontane.cli.options import (
 from tramontane.cli.reach import require_key
 from tramontane.cli.screen import say
 from tramontane.cli.signals import Signals, run
-from tramontane.errors import ConfigurationError
-from tramontane.settings import Settings
+from tramontane.errors import ConfigurationError, InvalidInput
+from tramontane.ids import utc_now
+from tramontane.settings import Settings, seconds
 
 if TYPE_CHECKING:
     from tramontane.app import App
 
-_TRY: Final = """curl -N {url}/api/chat/stream -d '{{"messages":[{{"role":"user","content":"Hello!"}}]}}'"""
+_KEYS: Final = "needed: tramontane keys list"
+_NO_KEYS: Final = "none: open to every program of this machine, until tramontane keys create"
+_KEY: Final = '-H "Authorization: Bearer $TRAMONTANE_API_KEY" '
+_TRY: Final = """curl -N {url}/api/chat/stream {key}-d '{{"messages":[{{"role":"user","content":"Hello!"}}]}}'"""
 _LOGGER = logging.getLogger("tramontane.cli")
 
 
@@ -82,6 +93,9 @@ def simulator(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="any other behaviour, such as `cut_after=3`; may be repeated"),
     ] = None,
+    request_limit: Annotated[str | None, typer.Option(metavar="N", help="requests per minute, key and model")] = None,
+    token_limit: Annotated[str | None, typer.Option(metavar="N", help="tokens per minute, key and model")] = None,
+    window: Annotated[str | None, typer.Option(metavar="TIME", help="how long that minute is; 60 s")] = None,
 ) -> int:
     """Serve a simulated Mistral API."""
     from tramontane.simulator import Behaviour
@@ -89,8 +103,22 @@ def simulator(
     bind_to = settings_from(simulator_port=port).simulator_port
     telemetry.configure("warning")
     words = ",".join([f"latency={latency}", f"tokens_per_second={tokens_per_second}", *(fault or [])])
+    limits = {
+        "request_limit": number("--request-limit", request_limit),
+        "token_limit": number("--token-limit", token_limit),
+        "window": _duration("--window", window),
+    }
+    given = {name: limit for name, limit in limits.items() if limit is not None}
     behaviour = Behaviour().but(words)
-    return run(lambda signals: _simulate(signals, bind_to, number("--seed", seed) or 0, behaviour), server=True)
+    start = number("--seed", seed) or 0
+    return run(lambda signals: _simulate(signals, bind_to, start, behaviour, **given), server=True)
+
+
+def _duration(flag: str, text: str | None) -> float | None:
+    try:
+        return seconds(text) if text is not None else None
+    except ValueError as error:
+        raise InvalidInput(flag, str(error)) from None
 
 
 async def _serve(signals: Signals, settings: Settings, simulator: bool, free: bool, *, greet: bool) -> int:
@@ -98,36 +126,65 @@ async def _serve(signals: Signals, settings: Settings, simulator: bool, free: bo
         async with AsyncExitStack() as stack:
             if simulator:
                 settings = await stack.enter_async_context(_simulated(settings))
-            await stack.enter_async_context(_served(settings, bound, worker=True))
-            _greet(settings, _url(bound), beside, simulator=simulator, worker=True, greet=greet)
+            app = await stack.enter_async_context(_served(settings, bound, worker=True))
+            keys = await app.authentication.needed(utc_now())
+            _greet(settings, _url(bound), beside, keys=keys, simulator=simulator, worker=True, greet=greet)
             await signals.wait()
             if greet:
                 say("stopping; once more to stop at once")
+            await _drain_api(app)
     return exits.OK
 
 
 async def _api(signals: Signals, settings: Settings, free: bool, *, greet: bool) -> int:
     with bound_socket(settings, free) as (bound, beside):
-        async with _served(settings, bound, worker=False):
-            _greet(settings, _url(bound), beside, simulator=False, worker=False, greet=greet)
+        async with _served(settings, bound, worker=False) as app:
+            keys = await app.authentication.needed(utc_now())
+            _greet(settings, _url(bound), beside, keys=keys, simulator=False, worker=False, greet=greet)
             await signals.wait()
+            await _drain_api(app)
     return exits.OK
 
 
 async def _worker(signals: Signals, settings: Settings, *, greet: bool) -> int:
     from tramontane.app import open_app
+    from tramontane.ports import listen_on
 
-    async with open_app(settings, worker=True) as app:
-        if greet:
-            say(f"tramontane worker: {_pace(settings)}, on {app.database.describe}")
-        await signals.wait()
+    with ExitStack() as sockets:
+        port, bound = settings.metrics_port, None
+        if port:
+            bound = sockets.enter_context(listen_on(settings.host, port))
+        async with open_app(settings, worker=True) as app, _observed(app, bound):
+            if greet:
+                say(f"tramontane worker: {_pace(settings)}, on {app.database.describe}")
+            await signals.wait()
+            # Seen from outside, it drains until its last job is done or handed back.
+            app.drain()
+            assert app.worker is not None
+            await app.worker.ended.wait()
     return exits.OK
 
 
-async def _simulate(signals: Signals, port: int, seed: int, behaviour: Any) -> int:
+async def _drain_api(app: "App") -> None:
+    """Take requests while balancers notice that this process is about to end."""
+    app.drain()
+    await asyncio.sleep(app.settings.drain_delay)
+
+
+def _observed(app: "App", bound: socket.socket | None) -> "AbstractAsyncContextManager[None]":
+    """A worker's own small face, if it was given a socket."""
+    if bound is None:
+        return nullcontext()
+    from tramontane.api import serving
+    from tramontane.api.operations_routes import create_operations_api
+
+    return serving(app, bound, api=create_operations_api(app))
+
+
+async def _simulate(signals: Signals, port: int, seed: int, behaviour: Any, **limits: Any) -> int:
     from tramontane.simulator import Simulator
 
-    async with Simulator(port=port, seed=seed, behaviour=behaviour) as running:
+    async with Simulator(port=port, seed=seed, behaviour=behaviour, **limits) as running:
         say(f"tramontane simulator: {running.url}")
         say(f"  use     MISTRAL_SERVER_URL={running.url} tramontane serve")
         say(f"  ledger  curl {running.url}/simulator/ledger")
@@ -183,9 +240,11 @@ def bound_socket(settings: Settings, free: bool) -> Iterator[tuple[socket.socket
         yield bound, beside
 
 
-def _greet(settings: Settings, url: str, beside: str | None, *, simulator: bool, worker: bool, greet: bool) -> None:
+def _greet(
+    settings: Settings, url: str, beside: str | None, *, keys: bool, simulator: bool, worker: bool, greet: bool
+) -> None:
     if not greet:
-        telemetry.log(_LOGGER, logging.INFO, "serve.ready", url=url, mistral=settings.mistral_server_url)
+        telemetry.log(_LOGGER, logging.INFO, "serve.ready", url=url, mistral=settings.mistral_server_url, keys=keys)
         return
     say(f"tramontane {'serve' if worker else 'api'}: {url}")
     if beside is not None:
@@ -194,7 +253,8 @@ def _greet(settings: Settings, url: str, beside: str | None, *, simulator: bool,
         say(f"  mistral  {settings.mistral_server_url}{' (simulated)' if simulator else ''}")
         say(f"  worker   {_pace(settings)}")
     say(f"  data     {_data(settings)}")
-    say(f"  try      {_TRY.format(url=url)}")
+    say(f"  keys     {_KEYS if keys else _NO_KEYS}")
+    say(f"  try      {_TRY.format(url=url, key=_KEY if keys else '')}")
 
 
 def _pace(settings: Settings) -> str:

@@ -16,6 +16,7 @@ from tramontane.client.faults import ProtocolGap, Unreachable
 from tramontane.client.frames import ServerEvent
 from tramontane.client.inprocess import InProcess
 from tramontane.client.job import Job, Result
+from tramontane.client.problems import of_line
 from tramontane.client.question import Prompt, job_body
 from tramontane.client.stream import EventStream
 
@@ -39,4 +40,5 @@ __all__ = [
     "StreamTool",
     "Unreachable",
     "job_body",
+    "of_line",
 ]

@@ -1,6 +1,6 @@
 """The verbs of the HTTP interface, each one request: they take and give what the wire has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -29,9 +29,16 @@ class ApiClient:
     once when there has never been one, after `patience` seconds when it has gone.
     """
 
-    def __init__(self, server: str | Transport, *, headers: Headers | None = None, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        server: str | Transport,
+        *,
+        api_key: str | None = None,
+        headers: Headers | None = None,
+        patience: float = 60.0,
+    ) -> None:
         self._transport: Transport = HttpTransport(server) if isinstance(server, str) else server
-        self._calls = Calls(self._transport, headers=headers, patience=patience)
+        self._calls = Calls(self._transport, api_key=api_key, headers=headers, patience=patience)
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -60,6 +67,11 @@ class ApiClient:
         headers = {"idempotency-key": idempotency_key or _new_key()}
         return await self._calls.until_answered("POST", "/api/jobs", json=body, headers=headers)
 
+    async def submit_bulk(self, bodies: Sequence[Any], *, idempotency_key: str | None = None) -> dict[str, Any]:
+        """Have many jobs done; `{accepted, replayed, refused, jobs}`. Repeated under one key, so each is one job."""
+        headers = {"idempotency-key": idempotency_key or _new_key()}
+        return await self._calls.until_answered("POST", "/api/jobs/bulk", json=bodies, headers=headers)
+
     def chat_stream(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> EventStream:
         """Have a job done, and be told its events."""
         return EventStream(self._calls, body=body, key=idempotency_key or _new_key())
@@ -85,6 +97,11 @@ class ApiClient:
     async def retry(self, job_id: str) -> dict[str, Any]:
         """A new job that asks the same as an ended one; the server's 202."""
         return await self.ask("POST", f"{_job(job_id)}/retry")
+
+    async def retry_all(self, **wanted: Any) -> dict[str, Any]:
+        """New jobs for ended ones that match and have not been retried: a page, `{retried, jobs, next}`."""
+        given = {name: value for name, value in wanted.items() if value is not None}
+        return await self._calls.until_answered("POST", "/api/jobs/retry", json=given)
 
     async def delete(self, job_id: str) -> None:
         """Erase an ended job."""

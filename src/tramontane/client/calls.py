@@ -13,7 +13,7 @@ import msgspec
 from tramontane.client.faults import Unreachable
 from tramontane.client.problems import refuse
 from tramontane.client.transport import Answer, Lost, Request, Transport
-from tramontane.errors import ConfigurationError
+from tramontane.errors import ConfigurationError, TramontaneError
 
 #: Sent with every request; a function is asked each time anew, so that a token may be a fresh one.
 Headers: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
@@ -31,13 +31,21 @@ class Calls:
     patience: seconds that a server which is away is waited for. One that was never there is not waited for.
     """
 
-    def __init__(self, transport: Transport, *, headers: Headers | None = None, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        api_key: str | None = None,
+        headers: Headers | None = None,
+        patience: float = 60.0,
+    ) -> None:
         self.where = transport.where
         self.patience = patience
         #: There has been a connection.
         self.met = False
         self._transport = transport
         self._headers = headers
+        self._key = {"authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def once(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         """One try, of what may not be repeated. The answer's JSON object, empty for none. Raises Unreachable."""
@@ -85,8 +93,10 @@ class Calls:
                 raise
             yield answer
 
-    def unreachable(self, lost: Lost) -> Unreachable:
-        """The error for a server that is given up."""
+    def unreachable(self, lost: Lost) -> TramontaneError:
+        """The error for a server that is given up: it is away, or it has said again and again what keeps it."""
+        if lost.error is not None:
+            return lost.error
         return Unreachable(f"no Tramontane server answers at {self.where}: {lost.reason}")
 
     async def _json(self, method: str, path: str, *, silence: float = STALL, **how: Any) -> dict[str, Any]:
@@ -105,7 +115,7 @@ class Calls:
         self, method: str, path: str, headers: Mapping[str, str], params: Mapping[str, str] | None, json: Any
     ) -> Request:
         own = self._headers() if callable(self._headers) else self._headers or {}
-        all_headers = {**(await own if isawaitable(own) else own), **headers}
+        all_headers = {**self._key, **(await own if isawaitable(own) else own), **headers}
         if json is not None:
             all_headers["content-type"] = "application/json"
         query = f"?{urlencode(params)}" if params else ""
@@ -137,8 +147,11 @@ class Pauses:
             raise self._calls.unreachable(lost)
         first = _FIRST_PAUSE if self.first is None else self.first / 1000
         pause = random.uniform(0, min(_LONGEST_PAUSE, first * 2 ** min(self._tries, 16)))  # noqa: S311 - no secret
+        pause = max(pause, lost.retry_after)
+        if lost.error is not None and now + pause - self._since > patience:
+            raise lost.error  # it has said how long it will be, and that is too long
         self._tries += 1
-        await asyncio.sleep(max(pause, lost.retry_after))
+        await asyncio.sleep(pause)
 
 
 async def read_block(answer: Answer, silence: float) -> bytes:

@@ -9,6 +9,8 @@ import msgspec
 from tramontane.client.transport import Answer, Lost
 from tramontane.errors import (
     BodyTooLarge,
+    BudgetExhausted,
+    Busy,
     CallbackBlocked,
     ConfigurationError,
     Conflict,
@@ -20,10 +22,14 @@ from tramontane.errors import (
     InvalidJSON,
     JobError,
     JobNotEnded,
+    KeyRefused,
     MistralError,
     NotAllowed,
     NotFound,
     NotSupported,
+    Overloaded,
+    QueueFull,
+    ScopeMissing,
     SecretsLocked,
     StreamExpired,
     TramontaneError,
@@ -41,12 +47,16 @@ _BY_DETAIL: Final = {
     for kind in (
         NotFound,
         NotAllowed,
+        KeyRefused,
+        ScopeMissing,
         Conflict,
         IdempotencyMismatch,
         JobNotEnded,
-        StreamExpired,
         DatabaseError,
         SecretsLocked,
+        QueueFull,
+        Overloaded,
+        BudgetExhausted,
     )
 }
 _TIMEOUT: Final = re.compile(r": ([a-z ]+) took over ([0-9.e+]+) s$")
@@ -64,10 +74,17 @@ async def refuse(answer: Answer, where: str) -> None:
     except msgspec.DecodeError:
         problem = {}
     code, detail = str(problem.get("code", "")), str(problem.get("detail") or f"HTTP {answer.status}")
-    if answer.status in _PASSING and code != SecretsLocked.code:
+    error = _error(answer.status, code, detail, problem)
+    if answer.status in _PASSING and code not in (SecretsLocked.code, BudgetExhausted.code):
         asked = answer.headers.get("retry-after", "")
-        raise Lost(detail, retry_after=min(float(asked), LONGEST_RETRY_AFTER) if asked.isdecimal() else 0.0)
-    raise _error(answer.status, code, detail, problem)
+        wait = min(float(asked), LONGEST_RETRY_AFTER) if asked.isdecimal() else 0.0
+        raise Lost(detail, retry_after=wait, error=error if isinstance(error, Busy) else None)
+    raise error
+
+
+def of_line(error: Mapping[str, Any]) -> TramontaneError:
+    """Why one job of many was refused, from the `error` of its line."""
+    return _error(422, str(error.get("code", "")), str(error.get("message", "")), error)
 
 
 def _error(status: int, code: str, detail: str, problem: Mapping[str, Any]) -> TramontaneError:
@@ -76,13 +93,14 @@ def _error(status: int, code: str, detail: str, problem: Mapping[str, Any]) -> T
         return InvalidCursor(detail.removeprefix("after: "), past_head=status == 409)
     if code == CallbackBlocked.code:
         return CallbackBlocked(field, detail.removeprefix(f"{field}: "), rule=str(problem.get("rule", "")))
+    if code == StreamExpired.code:
+        return StreamExpired(detail, job_id=str(problem.get("statusUrl", "")).rpartition("/")[2])
     if kind := _BY_FIELD.get(code):
         return kind(field, detail.removeprefix(f"{field}: "))
     if refusal := _BY_DETAIL.get(code):
         return refusal(detail)
-    if status in (401, 403):
-        return NotAllowed(f"the server says {status}: {detail}")
-    return InternalError(f"the server says {status}: {detail}")
+    refused = NotAllowed if status in (401, 403) else InternalError
+    return refused(f"the server says {status}: {detail}")
 
 
 def failure(error: Mapping[str, Any], job_id: str) -> TramontaneError:

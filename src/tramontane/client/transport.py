@@ -8,7 +8,7 @@ from typing import Final, Protocol, Self
 import aiohttp
 from yarl import URL
 
-from tramontane.errors import ConfigurationError
+from tramontane.errors import ConfigurationError, TramontaneError
 
 _CONNECT: Final = 5.0  # seconds
 
@@ -52,11 +52,20 @@ class Transport(Protocol):
 class Lost(Exception):
     """No answer, or no more of it, for now.
 
-    retry_after: seconds that the server asked us to wait. nobody: there was not even a connection.
+    retry_after: seconds that the server asked us to wait. nobody: there was not even a connection. error: what is
+    raised to the caller when it stays so.
     """
 
-    def __init__(self, reason: str, *, retry_after: float = 0.0, nobody: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: float = 0.0,
+        nobody: bool = False,
+        error: TramontaneError | None = None,
+    ) -> None:
         super().__init__(reason)
+        self.error = error
         self.reason = reason
         self.retry_after = retry_after
         self.nobody = nobody

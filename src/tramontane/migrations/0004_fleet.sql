@@ -24,6 +24,7 @@ DROP INDEX jobs_waiting;
 CREATE INDEX jobs_waiting ON jobs (tenant_id, kind, model, priority DESC, (coalesce(deadline, 'infinity')), id)
     WHERE state = 'queued' AND due AND admitted_at IS NULL;
 CREATE INDEX jobs_deadline ON jobs (deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
+CREATE INDEX jobs_retries ON jobs (tenant_id, retry_of) WHERE retry_of IS NOT NULL;
 
 -- What each attempt took from which bucket, and when: the count that limits are kept by.
 ALTER TABLE job_attempts
@@ -53,14 +54,18 @@ CREATE TABLE buckets (
     PRIMARY KEY (account, model)
 );
 
--- How much of a bucket a tenant has had, in its own measure: whoever has had least comes first.
+-- Seconds that Mistral's limits are counted over.
+INSERT INTO limits (tenant_id, name, rate) VALUES ('*', 'window', 60);
+
+-- How much of a bucket a tenant has had, in windows' worth by its weight: whoever has had least comes first. The tenant
+-- `*` is the bucket's own time, where newcomers start; the bucket without a name is the fleet's, which counts starts.
 CREATE TABLE shares (
     account       text NOT NULL,
     model         text NOT NULL,
     tenant_id     text NOT NULL,
     virtual_time  double precision NOT NULL,
     PRIMARY KEY (account, model, tenant_id)
-);
+) WITH (fillfactor = 50);
 
 CREATE TABLE tenants (
     id              text PRIMARY KEY,
@@ -106,9 +111,10 @@ CREATE TABLE api_keys (
     PRIMARY KEY (tenant_id, id)
 );
 
--- What is not let through for now: of a tenant (`*`: of all), of a kind, of a model.
+-- What is not let through for now: of a tenant, of a kind, of a model; `*` stands for every one of them.
 CREATE TABLE pauses (
     tenant_id  text NOT NULL,
+    id         uuid NOT NULL UNIQUE,
     kind       text NOT NULL,
     model      text NOT NULL,
     reason     text NOT NULL DEFAULT '',
@@ -123,10 +129,13 @@ CREATE TABLE schedules (
     name        text NOT NULL,
     cron        text NOT NULL,
     timezone    text NOT NULL,
-    -- The body of the submit.
+    -- The body of the submit as it was given, but for secrets; and what it became, which is what is submitted.
     job         json NOT NULL,
+    template    json NOT NULL,
     catch_up    text NOT NULL CHECK (catch_up IN ('skip', 'one', 'all')),
     state       text NOT NULL CHECK (state IN ('active', 'paused')),
+    -- Why it is paused, when that was not asked for.
+    reason      text,
     next_at     timestamptz,
     last_at     timestamptz,
     last_job    uuid,
@@ -137,3 +146,9 @@ CREATE TABLE schedules (
 );
 
 CREATE INDEX schedules_next ON schedules (next_at) WHERE state = 'active';
+
+-- When what a job asked and answered was deleted by retention; the row stays for the books.
+ALTER TABLE jobs ADD COLUMN contents_pruned_at timestamptz;
+
+CREATE INDEX jobs_with_contents ON jobs (completed_at) WHERE completed_at IS NOT NULL AND contents_pruned_at IS NULL;
+CREATE INDEX jobs_without_contents ON jobs (completed_at) WHERE completed_at IS NOT NULL AND contents_pruned_at IS NOT NULL;

@@ -161,6 +161,7 @@ def _sendable(entry: queue.Entry, row: asyncpg.Record, now: datetime) -> Sendabl
         timeout=row["timeout_seconds"],
         admitted_at=row["dispatched_at"],
         welcome=row["endpoint_state"] == "active" and not blocked,
+        trace_context=row["trace_context"],
     )
 
 

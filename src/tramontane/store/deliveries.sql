@@ -82,7 +82,7 @@ SELECT NULL, NULL, min(CASE WHEN e.blocked_until > $1 THEN e.blocked_until
 
 -- name: load_deliveries
 -- All that an attempt needs, as it is now. Secrets: the primary first.
-SELECT d.*, m.at AS event_at, e.kind, e.state AS endpoint_state, e.blocked_until, e.timeout_seconds,
+SELECT d.*, m.at AS event_at, j.trace_context, e.kind, e.state AS endpoint_state, e.blocked_until, e.timeout_seconds,
        coalesce(c.url, e.url) AS url, CASE WHEN d.callback THEN c.headers ELSE e.headers END AS headers,
        CASE WHEN d.format = 'thin' OR b.body IS NULL THEN b.thin ELSE b.body END AS body,
        CASE WHEN d.callback THEN ARRAY[c.secret] ELSE ARRAY(
@@ -96,6 +96,7 @@ SELECT d.*, m.at AS event_at, e.kind, e.state AS endpoint_state, e.blocked_until
   JOIN messages m ON m.tenant_id = d.tenant_id AND m.id = d.message_id
   JOIN endpoints e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
   LEFT JOIN message_bodies b ON b.tenant_id = d.tenant_id AND b.message_id = d.message_id
+  LEFT JOIN jobs j ON j.tenant_id = d.tenant_id AND j.id = d.job_id
   LEFT JOIN callbacks c ON d.callback AND c.tenant_id = d.tenant_id AND c.job_id = d.job_id
  WHERE d.state = 'dispatched'
 

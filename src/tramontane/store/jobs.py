@@ -12,8 +12,9 @@ import asyncpg
 import msgspec
 
 from tramontane import continuity, queue
-from tramontane.errors import AttemptLost, IdempotencyMismatch, Interrupted, JobNotEnded, NotFound
+from tramontane.errors import AttemptLost, IdempotencyMismatch, Interrupted, InvalidInput, JobNotEnded, NotFound
 from tramontane.ids import iso, show_id
+from tramontane.limits import tokens_of
 from tramontane.listener import OUTAGES
 from tramontane.models import (
     Attempt,
@@ -31,10 +32,12 @@ from tramontane.models import (
     State,
     Submitted,
 )
+from tramontane.store.buckets import settle
 from tramontane.store.limits import admit
 from tramontane.store.messages import START_ALLOWANCE, START_HEALTH, origin_id, publish
 from tramontane.store.pasts import read_pasts
 from tramontane.store.rows import Connection, Pool, attempt_from, callback_from, job_from, key_from
+from tramontane.store.spendings import Spent, spend, spent_by
 from tramontane.store.statements import Statements
 from tramontane.webhooks import messages
 from tramontane.wire import error_body, utf16_length
@@ -67,23 +70,21 @@ class JobStore:
         self._pool = pool
         self._public_url = public_url
 
-    async def submit(self, jobs: Sequence[NewJob], now: datetime) -> list[Submitted | IdempotencyMismatch]:
+    async def submit(
+        self, jobs: Sequence[NewJob], now: datetime
+    ) -> list[Submitted | IdempotencyMismatch | InvalidInput]:
         """Write new jobs, and admit what may run at once; all of it is durable on return.
 
         Under an Idempotency-Key that is taken the earlier job comes back, marked as replayed, or, if that was asked for
-        with another body, an IdempotencyMismatch in its place. A repeat after an unknown outcome finds its own job.
+        with another body, an IdempotencyMismatch in its place; in that of a job that asks for more priority than its
+        tenant has, an InvalidInput. A repeat after an unknown outcome finds its own job.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            rows = await connection.fetch(SQL.insert_jobs, *_columns(jobs), now)
-            inserted = {row["id"]: job_from(row) for row in rows}
-            earlier = await self._earlier([job for job in jobs if job.key.id not in inserted], connection)
-            if inserted:
-                if with_callback := [job for job in jobs if job.callback and job.key.id in inserted]:
-                    await connection.execute(SQL.insert_callbacks, *_callback_columns(with_callback), now)
-                admission = await admit(connection, now, wait=False)
-                if len(admission.admitted) < len(inserted):
-                    await connection.execute("SELECT pg_notify('tramontane_admission', '')")
-            return [_submitted(job, inserted, earlier) for job in jobs]
+            refused = await _refused(connection, jobs)
+            fine = [job for job in jobs if job.key not in refused] if refused else jobs
+            inserted = await insert(connection, fine, now)
+            earlier = await self._earlier([job for job in fine if job.key.id not in inserted], connection)
+            return [refused.get(job.key) or _submitted(job, inserted, earlier) for job in jobs]
 
     async def _earlier(self, jobs: Sequence[NewJob], connection: Connection) -> _Earlier:
         if not jobs:
@@ -117,7 +118,8 @@ class JobStore:
 
     async def find(self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
         """Jobs that match, newest first, from before a cursor."""
-        texts = (wanted.kind, wanted.model, wanted.request_id, *itertools.chain.from_iterable(wanted.metadata))
+        named = (wanted.kind, wanted.model, wanted.request_id, wanted.error)
+        texts = (*named, *itertools.chain.from_iterable(wanted.metadata))
         if any("\0" in text for text in texts if text):
             return []  # no text in Postgres has one, and it refuses to compare with one
         metadata = msgspec.json.encode(dict(wanted.metadata)).decode() if wanted.metadata else None
@@ -133,6 +135,7 @@ class JobStore:
             wanted.created_before,
             metadata,
             limit,
+            wanted.error,
         )
         return [job_from(row) for row in rows]
 
@@ -191,6 +194,9 @@ class JobStore:
             ended = [ending.entry_id for ending in endings if (ending.key, ending.attempt) in jobs]
             if ended:
                 await queue.remove(connection, ended)
+            await spend(connection, _spent(rows, endings))
+            used = {ending.key.id: tokens_of(ending.own_usage) for ending in endings}
+            await settle(connection, [(row, used[row["id"]]) for row in rows])
         return [jobs.get((ending.key, ending.attempt)) or _overtaken(ending.key, ending.attempt) for ending in endings]
 
     async def _end(self, connection: Connection, endings: Sequence[Ending]) -> list[asyncpg.Record]:
@@ -230,7 +236,10 @@ class JobStore:
         Raises AttemptLost when `attempt` is no longer the one that runs.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            return await _requeue(connection, requeue, "failed" if requeue.failure else "handover", now)
+            outcome = "failed" if requeue.failure and not requeue.refused else "handover"
+            job = await _requeue(connection, requeue, outcome, now)
+            await spend(connection, [spent_by(job, requeue.usage, requeue.cost, now)])
+            return job
 
     async def cancel(self, key: JobKey, now: datetime) -> Job:
         """End a job at once, whatever it is doing; a job that has ended stays as it is. Raises NotFound.
@@ -245,7 +254,7 @@ class JobStore:
             job = job_from(row)
             if job.state.final:
                 return job
-            length = await _visible_length(connection, job)
+            length = await visible_length(connection, job)
             failure = Failure(code="cancelled", message=_CANCELLED, retryable=False)
             body = error_body(failure, length=length)
             row = await connection.fetchrow(SQL.cancel_job, key.tenant, key.id, now, _CANCELLED, body.decode())
@@ -294,7 +303,7 @@ class JobStore:
             return
         message = f"the worker was lost; {job.failures + 1} of {job.attempts} attempts failed"
         failure = Failure(code=Interrupted.code, message=message, retryable=True)
-        body = error_body(failure, length=await _visible_length(connection, job))
+        body = error_body(failure, length=await visible_length(connection, job))
         pasts = await read_pasts(connection, [job.key])
         usage = continuity.add_up(pasts[job.key].usages) if pasts else None
         ending = Ending(
@@ -316,6 +325,22 @@ class JobStore:
             await queue.prune(connection, before)
 
 
+async def insert(connection: Connection, jobs: Sequence[NewJob], now: datetime) -> dict[UUID, Job]:
+    """Write new jobs in the caller's transaction, and admit what may run at once; those that were written, by id.
+
+    Left out: a job that is there already, and one whose Idempotency-Key is taken.
+    """
+    rows = await connection.fetch(SQL.insert_jobs, *_columns(jobs), now)
+    inserted = {row["id"]: job_from(row) for row in rows}
+    if inserted:
+        if with_callback := [job for job in jobs if job.callback and job.key.id in inserted]:
+            await connection.execute(SQL.insert_callbacks, *_callback_columns(with_callback), now)
+        admission = await admit(connection, now, wait=False)
+        if len(admission.admitted) < len(inserted):
+            await connection.execute("SELECT pg_notify('tramontane_admission', '')")
+    return inserted
+
+
 async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: datetime) -> Job:
     failure = requeue.failure
     row = await connection.fetchrow(
@@ -333,14 +358,33 @@ async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: 
         requeue.correlation_id,
         requeue.usage,
         requeue.unreported,
+        requeue.cost and requeue.cost.amount,
+        requeue.cost and requeue.cost.currency,
+        tokens_of(requeue.usage),
+        requeue.refused,
     )
     if row is None:
         raise _overtaken(requeue.key, requeue.attempt)
     await queue.remove(connection, [requeue.entry_id])
+    await settle(connection, [(row, 0 if requeue.refused else tokens_of(requeue.usage))])
     return job_from(row)
 
 
-async def _visible_length(connection: Connection, job: Job) -> int:
+async def _refused(connection: Connection, jobs: Sequence[NewJob]) -> dict[JobKey, InvalidInput]:
+    """Jobs that ask for more priority than their tenants have."""
+    asking = [job for job in jobs if job.priority > 0]
+    if not asking:
+        return {}
+    rows = await connection.fetch(SQL.top_priorities, [job.key.tenant for job in asking])
+    most = {row["id"]: row["top_priority"] for row in rows}
+    return {
+        job.key: InvalidInput("priority", f"may be {most[job.key.tenant]} at most, as is set for this tenant")
+        for job in asking
+        if job.priority > most.get(job.key.tenant, job.priority)
+    }
+
+
+async def visible_length(connection: Connection, job: Job) -> int:
     """Length of the text that readers see, in UTF-16 units."""
     row = await connection.fetchrow(SQL.visible_text, job.key.tenant, job.key.id)
     if row is None:
@@ -430,11 +474,28 @@ def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
         [position for _, position, _ in events],
         [event.type for _, _, event in events],
         [event.body.decode() for _, _, event in events],
+        [ending.cost and ending.cost.amount for ending in endings],
+        [ending.cost and ending.cost.currency for ending in endings],
+        [ending.key.tenant for ending, _, _ in events],
+        [tokens_of(ending.own_usage) for ending in endings],
     )
 
 
+def _spent(rows: Sequence[asyncpg.Record], endings: Sequence[Ending]) -> list[Spent | None]:
+    """What the attempts have used that have just ended; a repeat of an ending has used nothing more."""
+    own = {(ending.key, ending.attempt): ending for ending in endings}
+    ended = [(job, own[job.key, job.attempt]) for job in map(job_from, rows)]
+    return [spent_by(job, ending.own_usage, ending.cost, ending.at) for job, ending in ended]
+
+
 def _attempt(row: asyncpg.Record, past: Past | None) -> Attempt:
-    return Attempt(job=job_from(row), entry_id=row["entry_id"], request=row["request"].encode(), past=past)
+    return Attempt(
+        job=job_from(row),
+        entry_id=row["entry_id"],
+        request=row["request"].encode(),
+        past=past,
+        mistral_key=row["mistral_key"],
+    )
 
 
 def _overtaken(key: JobKey, attempt: int) -> AttemptLost:

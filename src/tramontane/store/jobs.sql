@@ -53,6 +53,9 @@ SELECT * FROM jobs WHERE (tenant_id, id) IN (SELECT * FROM unnest($1::text[], $2
 UNION ALL
 SELECT * FROM jobs WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest($1::text[], $3::text[]))
 
+-- name: top_priorities
+SELECT id, top_priority FROM tenants WHERE id = ANY ($1::text[]) AND top_priority IS NOT NULL
+
 -- name: get_job
 SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 AND erased_at IS NULL
 
@@ -71,6 +74,7 @@ SELECT * FROM jobs
    AND ($7::timestamptz IS NULL OR created_at >= $7)
    AND ($8::timestamptz IS NULL OR created_at < $8)
    AND ($9::jsonb IS NULL OR metadata @> $9)
+   AND ($11::text IS NULL OR error_code = $11)
  ORDER BY id DESC
  LIMIT $10
 
@@ -85,7 +89,7 @@ WITH given AS (
 ), waiting AS (
     SELECT j.tenant_id, j.id, g.entry_id
       FROM jobs j JOIN given g USING (tenant_id, id)
-     WHERE j.state = 'queued' AND j.admitted_at IS NOT NULL
+     WHERE j.state = 'queued' AND j.admitted_at IS NOT NULL AND (j.deadline IS NULL OR j.deadline > $5)
      ORDER BY j.tenant_id, j.id
        FOR UPDATE OF j
 ), started AS (
@@ -110,11 +114,12 @@ WITH given AS (
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM started WHERE attempt = 1) AS p
      WHERE pairs IS NOT NULL
 )
-SELECT s.*, c.request,
+SELECT s.*, c.request, t.mistral_key,
        (EXISTS (SELECT FROM endpoints n WHERE n.tenant_id = s.tenant_id AND n.kind <> 'origin')
            OR EXISTS (SELECT FROM callbacks b WHERE b.tenant_id = s.tenant_id AND b.job_id = s.id)) AS told
   FROM started s
   JOIN job_contents c ON c.tenant_id = s.tenant_id AND c.job_id = s.id
+  LEFT JOIN tenants t ON t.id = s.tenant_id
   LEFT JOIN hint ON true
 
 -- name: lock_job
@@ -126,9 +131,10 @@ SELECT * FROM jobs WHERE tenant_id = $1 AND id = $2 FOR UPDATE
 WITH given AS (
     SELECT * FROM unnest(
         $1::text[], $2::uuid[], $3::integer[], $4::text[], $5::timestamptz[], $6::integer[], $7::text[], $8::text[],
-        $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[], $14::boolean[]
+        $9::text[], $10::boolean[], $11::text[], $12::text[], $13::text[], $14::boolean[], $20::numeric[], $21::text[],
+        $23::integer[]
     ) AS g (tenant_id, id, attempt, state, at, count, usage, code, message, retryable, correlation_id, result,
-            own_usage, unreported)
+            own_usage, unreported, cost, currency, tokens)
 ), fenced AS (
     SELECT j.tenant_id, j.id, j.attempt
       FROM jobs j JOIN given g USING (tenant_id, id, attempt)
@@ -139,7 +145,10 @@ WITH given AS (
     UPDATE jobs j
        SET state = g.state, head = j.head + g.count, batch = j.batch + 1, usage = g.usage::json, error_code = g.code,
            error_message = g.message, error_retryable = g.retryable, completed_at = g.at,
-           failures = j.failures + CASE WHEN g.state = 'failed' THEN 1 ELSE 0 END
+           failures = j.failures + CASE WHEN g.state = 'failed' THEN 1 ELSE 0 END,
+           -- Money of another currency, from before the table was changed, cannot be added up.
+           cost = CASE WHEN g.cost IS NULL THEN j.cost WHEN j.currency = g.currency THEN j.cost + g.cost ELSE g.cost END,
+           currency = coalesce(g.currency, j.currency)
       FROM fenced f JOIN given g USING (tenant_id, id, attempt)
      WHERE j.tenant_id = f.tenant_id AND j.id = f.id
     RETURNING j.*
@@ -147,7 +156,9 @@ WITH given AS (
     UPDATE job_attempts a
        SET ended_at = g.at, outcome = g.state, error_code = g.code, error_message = g.message,
            error_retryable = g.retryable, correlation_id = g.correlation_id, usage = g.own_usage::json,
-           unreported = g.unreported
+           unreported = g.unreported, cost = g.cost,
+           -- What Mistral may have counted and did not say is what was set aside for it.
+           tokens = coalesce(g.tokens, CASE WHEN g.unreported THEN e.reserved ELSE 0 END)
       FROM ended e JOIN given g USING (tenant_id, id, attempt)
      WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id AND a.attempt = e.attempt
 ), result AS (
@@ -157,10 +168,10 @@ WITH given AS (
 ), last_events AS (
     INSERT INTO events (tenant_id, job_id, seq, attempt, type, body, created_at)
     SELECT e.tenant_id, e.id, e.head - g.count + v.position, e.attempt, v.type, v.body::json, g.at
-      FROM unnest($15::uuid[], $16::integer[], $17::integer[], $18::text[], $19::text[])
-           AS v (id, attempt, position, type, body)
-      JOIN ended e USING (id, attempt)
-      JOIN given g USING (id, attempt)
+      FROM unnest($22::text[], $15::uuid[], $16::integer[], $17::integer[], $18::text[], $19::text[])
+           AS v (tenant_id, id, attempt, position, type, body)
+      JOIN ended e USING (tenant_id, id, attempt)
+      JOIN given g USING (tenant_id, id, attempt)
 ), hint AS (
     SELECT pg_notify('tramontane_events', CASE WHEN length(pairs) < 7900 THEN pairs ELSE '' END)
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM ended) AS p
@@ -176,13 +187,17 @@ SELECT ended.*,
 WITH requeued AS (
     UPDATE jobs
        SET state = 'queued', run_at = $4, due = ($4::timestamptz <= $5), admitted_at = NULL, entry_id = NULL,
-           failures = failures + CASE WHEN $6 = 'handover' THEN 0 ELSE 1 END
+           failures = failures + CASE WHEN $6 = 'handover' THEN 0 ELSE 1 END,
+           refusals = CASE WHEN $17 THEN refusals + 1 WHEN $6 = 'handover' THEN refusals ELSE 0 END,
+           cost = CASE WHEN $14::numeric IS NULL THEN cost WHEN currency = $15 THEN cost + $14 ELSE $14 END,
+           currency = coalesce($15::text, currency)
      WHERE tenant_id = $1 AND id = $2 AND attempt = $3 AND state = 'running'
     RETURNING *
 ), attempt AS (
     UPDATE job_attempts a
        SET ended_at = $5, outcome = $6, reason = $7, error_code = $8, error_message = $9, error_retryable = $10,
-           correlation_id = $11, usage = $12::text::json, unreported = $13
+           correlation_id = $11, usage = $12::text::json, unreported = $13, cost = $14,
+           tokens = coalesce($16::integer, CASE WHEN $13 THEN r.reserved ELSE 0 END)
       FROM requeued r
      WHERE a.tenant_id = r.tenant_id AND a.job_id = r.id AND a.attempt = r.attempt
 )
@@ -201,7 +216,8 @@ WITH cancelled AS (
     RETURNING *
 ), attempt AS (
     UPDATE job_attempts a
-       SET ended_at = $3, outcome = 'cancelled', error_code = 'cancelled', error_message = $4, error_retryable = false
+       SET ended_at = $3, outcome = 'cancelled', error_code = 'cancelled', error_message = $4, error_retryable = false,
+           tokens = c.reserved
       FROM cancelled c
      WHERE a.tenant_id = c.tenant_id AND a.job_id = c.id AND a.attempt = c.attempt AND a.outcome = 'running'
 ), final AS (
@@ -234,6 +250,13 @@ WITH erased AS (
     DELETE FROM events v USING erased e WHERE v.tenant_id = e.tenant_id AND v.job_id = e.id
 ), callback AS (
     DELETE FROM callbacks b USING erased e WHERE b.tenant_id = e.tenant_id AND b.job_id = e.id
+), answers AS (
+    -- What receivers answered may quote what they were told.
+    UPDATE delivery_attempts a SET response_headers = NULL, response_body = NULL
+      FROM erased e
+      JOIN messages m ON m.tenant_id = e.tenant_id AND m.job_id = e.id
+      JOIN deliveries d ON d.tenant_id = m.tenant_id AND d.message_id = m.id
+     WHERE a.tenant_id = d.tenant_id AND a.delivery_id = d.id
 ), told AS (
     DELETE FROM message_bodies b USING erased e, messages m
      WHERE m.tenant_id = e.tenant_id AND m.job_id = e.id AND b.tenant_id = m.tenant_id AND b.message_id = m.id

@@ -50,6 +50,7 @@ def job_from(row: asyncpg.Record) -> Job:
         currency=row["currency"],
         schedule=row["schedule_id"],
         trace_context=row["trace_context"],
+        contents_pruned_at=row["contents_pruned_at"],
     )
 
 

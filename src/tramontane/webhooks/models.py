@@ -173,6 +173,8 @@ class Sendable:
     admitted_at: datetime
     #: False when the endpoint was paused, disabled or found ill after this was let through.
     welcome: bool
+    #: `traceparent` of the submit whose job it tells of.
+    trace_context: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

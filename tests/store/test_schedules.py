@@ -1,0 +1,185 @@
+"""Schedules: each of their times makes one job, whatever crashes and however many look at the clock."""
+
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from lives import T0, Lives, at_once, new_job
+
+from tramontane.database import Database
+from tramontane.errors import Conflict, NotFound
+from tramontane.models import CatchUp, Schedule
+from tramontane.schedules import MOST_MISSED, Schedules, Template
+from tramontane.store import ScheduleStore
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def lives(database: Database) -> Lives:
+    return Lives(database)
+
+
+@pytest.fixture
+def store(lives: Lives) -> ScheduleStore:
+    return ScheduleStore(lives.pool)
+
+
+@pytest.fixture
+def schedules(store: ScheduleStore) -> Schedules:
+    return Schedules(store)
+
+
+async def add(schedules: Schedules, cron: str = "* * * * *", **fields: Any) -> Schedule:
+    given: dict[str, Any] = {
+        "name": "a",
+        "timezone": "UTC",
+        "job": b'{"messages":[]}',
+        "template": Template(job=new_job(), request_id=None),
+        "catch_up": CatchUp.ONE,
+        "active": True,
+        "now": T0,
+    }
+    return await schedules.add(fields.pop("tenant", "default"), cron=cron, **(given | fields))
+
+
+async def minutes(lives: Lives) -> list[str]:
+    """For which times jobs were made."""
+    rows = await lives.pool.fetch("SELECT idempotency_key AS key FROM jobs ORDER BY id")
+    return [row["key"].split("T")[1][:5] for row in rows]
+
+
+async def test_each_time_makes_one_job(lives: Lives, schedules: Schedules) -> None:
+    made = await add(schedules)
+    assert made.next_at == T0 + MINUTE
+    assert await schedules.tick(T0 + 0.9 * MINUTE) == T0 + MINUTE
+    assert await minutes(lives) == []
+    assert await schedules.tick(T0 + MINUTE) == T0 + 2 * MINUTE
+    assert await schedules.tick(T0 + MINUTE) == T0 + 2 * MINUTE
+    assert await schedules.tick(T0 + 2 * MINUTE) == T0 + 3 * MINUTE
+    assert await minutes(lives) == ["06:47", "06:48"]
+
+    shown = await schedules.get("default", made.id)
+    assert (shown.last_at, shown.next_at) == (T0 + 2 * MINUTE, T0 + 3 * MINUTE)
+    job = await lives.pool.fetchrow("SELECT * FROM jobs ORDER BY id DESC LIMIT 1")
+    assert job is not None
+    assert (job["id"], job["schedule_id"], job["run_at"]) == (shown.last_job, made.id, T0 + 2 * MINUTE)
+
+
+async def test_several_processes_fire_one_time_once(lives: Lives, schedules: Schedules) -> None:
+    for number in range(30):
+        await add(schedules, name=f"s{number}")
+    await at_once([schedules.tick(T0 + MINUTE) for _ in range(6)])
+    await schedules.tick(T0 + MINUTE)
+    assert await lives.pool.fetchval("SELECT count(*) FROM jobs") == 30
+    assert await lives.pool.fetchval("SELECT count(DISTINCT schedule_id) FROM jobs") == 30
+
+
+async def test_a_crash_before_the_commit_neither_loses_a_time_nor_doubles_it(
+    lives: Lives, schedules: Schedules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(schedules)
+
+    async def crash(*_: Any) -> None:
+        raise RuntimeError("between the job and the clock")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tramontane.store.schedules._move", crash)
+        with pytest.raises(RuntimeError):
+            await schedules.tick(T0 + MINUTE)
+    assert await minutes(lives) == []
+    await schedules.tick(T0 + MINUTE)
+    assert await minutes(lives) == ["06:47"]
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "late", "expected"),
+    [
+        (CatchUp.SKIP, 2.5, ["06:51"]),  # the last one is only half a minute late
+        (CatchUp.ONE, 2.5, ["06:51"]),
+        (CatchUp.ALL, 2.5, ["06:47", "06:49", "06:51"]),
+    ],
+)
+async def test_missed_times_are_made_up_for_as_the_schedule_says(
+    lives: Lives, schedules: Schedules, catch_up: CatchUp, late: float, expected: list[str]
+) -> None:
+    await add(schedules, "1-59/2 * * * *", catch_up=catch_up)
+    assert await schedules.tick(T0 + 5.5 * MINUTE) == T0 + 7 * MINUTE
+    assert await minutes(lives) == expected
+
+
+async def test_skip_makes_nothing_of_a_time_long_past(lives: Lives, schedules: Schedules) -> None:
+    await add(schedules, "0 7 * * *", catch_up=CatchUp.SKIP)
+    assert await schedules.tick(T0.replace(hour=9)) == T0.replace(day=23, hour=7, minute=0)
+    assert await minutes(lives) == []
+
+
+@pytest.mark.parametrize("gone", [timedelta(hours=5), timedelta(days=400)])
+async def test_all_is_bounded_and_the_latest_times_are_those_made_up_for(
+    lives: Lives, schedules: Schedules, gone: timedelta
+) -> None:
+    await add(schedules, catch_up=CatchUp.ALL)
+    now = T0 + gone
+    assert await schedules.tick(now) == now + MINUTE
+    assert await lives.pool.fetchval("SELECT count(*) FROM jobs") == MOST_MISSED
+    assert (await minutes(lives))[-1] == f"{now:%H:%M}"
+
+
+async def test_a_deadline_counts_from_each_start(lives: Lives, schedules: Schedules) -> None:
+    template = Template(job=new_job(deadline=T0 + timedelta(hours=2)), request_id="mine")
+    await add(schedules, "0 7 * * *", template=template)
+    now = datetime(2026, 11, 22, 7, tzinfo=UTC)
+    await schedules.tick(now)
+    row = await lives.pool.fetchrow("SELECT deadline, request_id FROM jobs")
+    assert row is not None
+    assert tuple(row) == (now + timedelta(hours=2), "mine")
+
+
+async def test_a_paused_schedule_rests_and_makes_nothing_up_when_it_goes_on(lives: Lives, schedules: Schedules) -> None:
+    made = await add(schedules, catch_up=CatchUp.ALL)
+    paused = await schedules.change(dataclasses.replace(made, active=False), template=None, now=T0)
+    assert await schedules.tick(T0 + 10 * MINUTE) is None
+    active = await schedules.change(dataclasses.replace(paused, active=True), template=None, now=T0 + 20 * MINUTE)
+    assert (paused.next_at, active.next_at) == (None, T0 + 21 * MINUTE)
+    await schedules.tick(T0 + 21 * MINUTE)
+    assert await minutes(lives) == ["07:07"]
+
+
+async def test_a_schedule_that_cannot_be_read_any_more_stops_and_says_why(
+    lives: Lives, schedules: Schedules, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, good = await add(schedules, name="broken"), await add(schedules, name="good")
+    await lives.pool.execute("UPDATE schedules SET template = '{}' WHERE id = $1", broken.id)
+    lost = await add(schedules, name="lost")
+    await lives.pool.execute("UPDATE schedules SET timezone = 'Europe/Atlantis' WHERE id = $1", lost.id)
+    await schedules.tick(T0 + MINUTE)
+
+    for stopped, reason in ((broken, "give it again"), (lost, "Europe/Atlantis")):
+        shown = await schedules.get("default", stopped.id)
+        assert (shown.active, shown.next_at) == (False, None)
+        assert shown.reason is not None
+        assert reason in shown.reason
+    assert (await schedules.get("default", good.id)).last_job is not None
+    assert [record.message for record in caplog.records].count("schedule.stopped") == 2
+
+
+async def test_a_tenant_has_its_own_names_and_schedules(schedules: Schedules) -> None:
+    made = await add(schedules)
+    await add(schedules, tenant="other")
+    with pytest.raises(Conflict):
+        await add(schedules)
+    with pytest.raises(NotFound):
+        await schedules.get("other", made.id)
+    with pytest.raises(NotFound):
+        await schedules.delete("other", made.id)
+    with pytest.raises(NotFound):
+        await schedules.change(dataclasses.replace(made, tenant="third"), template=None, now=T0)
+    assert [one.tenant for one in await schedules.list("default")] == ["default"]
+
+
+async def test_two_who_change_a_schedule_at_once_do_not_undo_each_other(schedules: Schedules) -> None:
+    made = await add(schedules)
+    await schedules.change(dataclasses.replace(made, cron="0 6 * * *"), template=None, now=T0 + MINUTE)
+    with pytest.raises(Conflict):
+        await schedules.change(dataclasses.replace(made, name="b"), template=None, now=T0 + MINUTE)
