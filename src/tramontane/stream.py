@@ -135,14 +135,19 @@ class Stream:
         if not self._closed:
             self._closed = True
             self._streams.release(self, self._tail)
+            # Both know their connection, which knows us: thousands that end together must not wait for a collection.
+            self.tell, self.let_go, self._waiting = None, _nothing, None
             if self.place is not None:
                 self.place.leave()
 
     async def _follow(self, tell: Tell) -> None:
         """Have the reader told what comes, until there is something else to do."""
         tail = self._tail
-        self._waiting = tail.follow(tell)
-        self._cursor = self._told = await self._waiting
+        self._waiting = told = tail.follow(tell)
+        try:
+            self._cursor = self._told = await told
+        finally:
+            tail.forget(told)
         self._said_at = max(self._said_at, tail.grown_at)
         self.ended = self.ended or (tail.ended and self._cursor == tail.head)
 
@@ -168,3 +173,7 @@ class Stream:
         self._said_at = self._now()
         self.ended = events[write.taken - 1].final
         return write.block
+
+
+def _nothing() -> None:
+    """What ends a stream that is over."""

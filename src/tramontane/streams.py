@@ -73,13 +73,17 @@ class Streams:
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(self.heartbeat, _STUCK) / 4)
-            for tail in self._tails.values():
-                if now() >= tail.woken_at + self.silence:
-                    tail.wake()
-            for stream in self._open:
-                if stream.until <= now():
-                    stream.look()
+            self._wake_due(now())
             self._let_go(now() - _STUCK)
+
+    def _wake_due(self, now: float) -> None:
+        # Not in the loop above: its variables would keep the last stream alive, and with it a connection.
+        for tail in self._tails.values():
+            if now >= tail.woken_at + self.silence:
+                tail.wake()
+        for stream in self._open:
+            if stream.until <= now:
+                stream.look()
 
     def _let_go(self, since: float) -> None:
         # Looked at together, now and then: a timer for each write would cost more than the write.

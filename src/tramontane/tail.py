@@ -62,7 +62,7 @@ class Tail:
             self._size += len(event.body)
         self.head = head
         if self._size > _RING:
-            self._forget()
+            self._trim()
         self.last = sse.frame(self.job_id, event, self._heartbeat)
         self.ended = event.type in FINAL_EVENTS
         self.grown_at = self.woken_at = self._now()
@@ -72,7 +72,7 @@ class Tail:
             _release(self._waiting, self.head)
             self._waiting = []
 
-    def _forget(self) -> None:
+    def _trim(self) -> None:
         while self._size > _RING and len(self._events) > 1:
             self._size -= len(self._events.popleft().body)
             self.base += 1
@@ -98,11 +98,15 @@ class Tail:
     def follow(self, tell: Tell) -> asyncio.Future[int]:
         """Tell a reader that has everything what comes, until it has to look for itself: then this comes.
 
-        It gives the last seq that it was told. Whoever awaits it may give it up at any time.
+        It gives the last seq that it was told. Whoever awaits it may give it up at any time, and then says `forget`.
         """
         future = self._create_future()
         self._told[future] = tell
         return future
+
+    def forget(self, told: asyncio.Future[int]) -> None:
+        """Tell this reader no more: on a quiet job, nothing else would let go of its connection for long."""
+        self._told.pop(told, None)
 
     def _tell(self, events: list[Event], before: int) -> None:
         block = self.last

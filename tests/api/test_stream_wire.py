@@ -1,11 +1,13 @@
 """Streams on the wire itself: framing as HTTP has it, clients that leave or pause, and servers that have no wire."""
 
 import asyncio
+import gc
 import json
 import os
 import shutil
 import socket
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -176,6 +178,29 @@ async def test_a_client_that_asks_for_more_and_leaves_is_missed_too(
     writer.close()
     await left(idle)
     assert caplog.get_records("call") == []
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_stream_that_is_over_leaves_nothing_for_the_garbage_collector(idle: Face, leaves: bool) -> None:
+    accepted = await idle.submit()
+    reader, writer = await ask(idle, f"GET {accepted['eventsUrl']} HTTP/1.1")
+    await reader.readuntil(b"hb=200\n\n")
+    await reader.readuntil(b": hb\n\n")  # a beat has looked at it
+    [stream] = [weakref.ref(each) for each in idle.app.streams._open]
+    gc.disable()  # thousands that end together would stop the server for as long as a collection takes
+    try:
+        if leaves:
+            writer.close()
+        else:
+            await idle.cancel(accepted["jobId"])
+            await reader.readuntil(b"0\r\n\r\n")
+            writer.close()
+        await left(idle)
+        async with asyncio.timeout(5):
+            while stream() is not None:  # noqa: ASYNC110 - nobody sets an event for us
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_written_to_a_connection_that_is_closed() -> None:

@@ -42,7 +42,7 @@ class Wire:
         self._flow = cycle.flow
         self._send = cycle.transport.write
         self._closing = cycle.transport.is_closing
-        self._on_lost: Callable[[], object] = lambda: None
+        self._on_lost: Callable[[], object] | None = None
         self._chunked = cycle.scope["http_version"] == "1.1"
         if not self._chunked:
             cycle.chunked_encoding = False  # HTTP/1.0 knows no chunks: there the end of the connection is the body's
@@ -71,12 +71,13 @@ class Wire:
         try:
             yield
         finally:
-            self._connection.wire = None
+            self._connection.wire = self._on_lost = None
 
     def lost(self) -> None:
         """The client has gone."""
         self._cycle.disconnected = True  # uvicorn says so to the last request alone, when several came at once
-        self._on_lost()
+        if self._on_lost is not None:
+            self._on_lost()
 
 
 def wire_of(scope: Scope) -> Wire | None:

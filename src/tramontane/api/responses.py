@@ -47,6 +47,7 @@ class EventStreamResponse(Response):
             stack.callback(self._stream.close)
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
+                self._wire = None
                 await send({"type": "http.response.body", "body": b""})
                 return
             scope[AFTERWARDS].append(self.tell)
@@ -55,6 +56,7 @@ class EventStreamResponse(Response):
     async def tell(self, receive: Receive, send: Send) -> None:
         """Tell what comes after the head, by the wire or by the server's own `send`."""
         stream, wire = self._stream, self._wire
+        self._wire = None  # it knows the request, which knows us
         try:
             if wire is None:
                 await self._send(stream, receive, send)
