@@ -258,6 +258,8 @@ async def test_broken_http_is_refused_or_closed(face: Face, data: st.DataObject)
         b"GET  HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"GET /api/jobs HTTP/1.1\r\n\r\n",
         b"GET /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
+        b"GET /api/jobs HTTP/1.1\r\nHost: [127.0.0.1\r\n\r\n",
+        b"GET /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://[\r\n\r\n",
         b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"GET /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
         b"GET /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",

@@ -35,10 +35,21 @@ class Guard:
             await self._app(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> NotAllowed | None:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
+        host = _name(f"//{headers.get('host', '')}")
         if self._hosts is not None and host not in self._hosts:
             return NotAllowed("this host name is not one of ours: TRAMONTANE_ALLOWED_HOSTS names those of a proxy")
         origin = headers.get("origin")
-        if origin is None or origin in self._origins or urlsplit(origin).hostname in (self._hosts or {host}):
+        if origin is None or origin in self._origins:
+            return None
+        name = _name(origin)
+        if name is not None and name in (self._hosts or {host}):
             return None
         return NotAllowed("pages of this origin may not call this server: TRAMONTANE_CORS_ORIGINS names those that may")
+
+
+def _name(url: str) -> str | None:
+    """The host name in a URL; None without one, and for what is no URL."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
