@@ -118,6 +118,12 @@ class Lives:
         """Mistral has answered for a model: with these headers, or without any, and so without a limit."""
         return await self.buckets.learn((account, model), [Heard(at=now, **head)], [], now, WINDOW)
 
+    async def tenant(self, **columns: Any) -> None:
+        """What was set for a tenant, the default one unless `id` names another."""
+        row = {"id": "default", "created_at": T0, "updated_at": T0} | columns
+        places = ", ".join(f"${place}" for place, _ in enumerate(row, 1))
+        await self.pool.execute(f"INSERT INTO tenants ({', '.join(row)}) VALUES ({places})", *row.values())
+
     async def submit(self, *jobs: NewJob, now: datetime = T0) -> list[Job]:
         outcomes = await self.jobs.submit(jobs or [new_job()], now)
         submitted = [outcome for outcome in outcomes if isinstance(outcome, Submitted)]

@@ -158,6 +158,18 @@ async def readiness(client: Client) -> tuple[int, str | None]:
         return response.status, (await response.json()).get("detail")
 
 
+async def until_a_lock_is_waited_for(fleet: Processes) -> None:
+    waited = (
+        "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE NOT l.granted AND d.datname = current_database())"
+    )
+    connection = await fleet.connect()
+    async with asyncio.timeout(8):
+        while not await connection.fetchval(waited):  # noqa: ASYNC110 - of locks nobody tells us
+            await asyncio.sleep(0.01)
+    await connection.close()
+
+
 async def test_a_migration_waits_behind_a_long_transaction_without_holding_up_the_fleet(
     fleet: Processes, simulator: Simulator, database_url: str, tmp_path: Path
 ) -> None:
@@ -169,7 +181,7 @@ async def test_a_migration_waits_behind_a_long_transaction_without_holding_up_th
         await long.start()
         await connection.execute("SELECT count(*) FROM jobs")
         migrating = tasks.create_task(upgrade.migrate(WIDER))
-        await asyncio.sleep(0.5)  # it waits for the lock by now, and others queue behind it
+        await until_a_lock_is_waited_for(fleet)  # and others queue behind that
         began = time.monotonic()
         job = await client.job((await client.submit())["jobId"], wait=20)
         took = time.monotonic() - began

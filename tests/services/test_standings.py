@@ -1,7 +1,6 @@
 """Standings: who is taken, who is sent away and for how long, and how seldom that is counted."""
 
 from datetime import datetime
-from typing import Any
 
 import pytest
 from lives import T0, Lives, at, new_job
@@ -30,12 +29,6 @@ def lives(database: Database) -> Lives:
 @pytest.fixture
 def store(lives: Lives) -> Counted:
     return Counted(lives.pool)
-
-
-async def tenant(lives: Lives, **columns: Any) -> None:
-    named = {"id": "default", "created_at": T0, "updated_at": T0} | columns
-    places = ", ".join(f"${place}" for place, _ in enumerate(named, 1))
-    await lives.pool.execute(f"INSERT INTO tenants ({', '.join(named)}) VALUES ({places})", *named.values())
 
 
 async def empty(lives: Lives) -> None:
@@ -74,7 +67,7 @@ async def test_whoever_would_be_sent_away_is_counted_for_anew_but_not_all_the_ti
 
 
 async def test_a_tenants_own_limit_is_its_own(lives: Lives, store: Counted) -> None:
-    await tenant(lives, queue_limit=2)
+    await lives.tenant(queue_limit=2)
     await lives.submit(new_job(tenant="other"), new_job())
     standings = Standings(store, queue_limit=0)
     assert await standings.take("default", 9, T0) == 1
@@ -87,8 +80,8 @@ async def test_the_time_to_come_back_follows_from_the_pace_of_the_last_minute(li
     await lives.worker(now=at(30))
     for number in range(30):
         await lives.running(now=at(30), model=f"model-{number}")
-    await tenant(lives, id="full", queue_limit=0)
-    await tenant(lives, id="large", queue_limit=1000)
+    await lives.tenant(id="full", queue_limit=0)
+    await lives.tenant(id="large", queue_limit=1000)
     standings = Standings(store, queue_limit=0)
     # 30 starts in a minute: one place takes two seconds, and a hundredth of a thousand twenty.
     with pytest.raises(QueueFull) as one:
@@ -106,7 +99,7 @@ async def test_the_time_to_come_back_follows_from_the_pace_of_the_last_minute(li
 async def test_a_spent_budget_says_how_long_it_is_until_midnight(
     lives: Lives, store: Counted, now: datetime, seconds: int
 ) -> None:
-    await tenant(lives, daily_tokens=0, on_budget="fail")
+    await lives.tenant(daily_tokens=0, on_budget="fail")
     with pytest.raises(BudgetExhausted) as raised:
         await Standings(store, queue_limit=0).take("default", 1, now)
     assert raised.value.retry_after == seconds
@@ -115,7 +108,7 @@ async def test_a_spent_budget_says_how_long_it_is_until_midnight(
 async def test_a_nearly_spent_budget_is_logged_once_a_day(
     lives: Lives, store: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await tenant(lives, daily_tokens=10)
+    await lives.tenant(daily_tokens=10)
     await lives.pool.execute(
         "INSERT INTO spendings (tenant_id, day, model, completion_tokens) VALUES ('default', $1, 'm', 9)", T0.date()
     )

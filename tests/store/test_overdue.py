@@ -26,12 +26,6 @@ def overdue(lives: Lives) -> OverdueStore:
     return OverdueStore(lives.pool)
 
 
-async def budget(lives: Lives, **columns: Any) -> None:
-    named = {"id": "default", "created_at": T0, "updated_at": T0} | columns
-    places = ", ".join(f"${place}" for place, _ in enumerate(named, 1))
-    await lives.pool.execute(f"INSERT INTO tenants ({', '.join(named)}) VALUES ({places})", *named.values())
-
-
 async def spent(lives: Lives, *, tokens: int, cost: str = "0", day: datetime = T0) -> None:
     await lives.pool.execute(
         "INSERT INTO spendings (tenant_id, day, model, prompt_tokens, cost) VALUES ('default', $1, 'm', $2, $3)",
@@ -128,7 +122,7 @@ async def test_a_bite_at_a_time_and_every_job_once(lives: Lives, overdue: Overdu
 async def test_jobs_beyond_a_budget_fail_where_the_tenant_wants_that(
     lives: Lives, overdue: OverdueStore, columns: dict[str, Any], tokens: int, cost: str, fails: bool
 ) -> None:
-    await budget(lives, **columns)
+    await lives.tenant(**columns)
     await spent(lives, tokens=tokens, cost=cost)
     await lives.submit(new_job(), new_job(tenant="other"), new_job(run_at=at(3600)))
     ended = await overdue.exhaust(at(1))
@@ -138,7 +132,7 @@ async def test_jobs_beyond_a_budget_fail_where_the_tenant_wants_that(
 
 
 async def test_a_budget_begins_anew_at_midnight_utc(lives: Lives, overdue: OverdueStore) -> None:
-    await budget(lives, daily_tokens=100, on_budget="fail")
+    await lives.tenant(daily_tokens=100, on_budget="fail")
     await spent(lives, tokens=100)
     await lives.submit(new_job())
     assert await overdue.exhaust(T0.replace(day=23, hour=0)) == []

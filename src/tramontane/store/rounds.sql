@@ -25,7 +25,7 @@ SELECT slots::integer, workers, flying, starting, recent, oldest,
 
 -- name: candidates
 -- Of each tenant, kind and model the first that wait, in the order that they are wanted; up to $2 in all can go. Left
--- out: what is paused, and tenants whose budget of the day is spent. `turn` counts within a group; `most` is its bound.
+-- out: what is paused, and tenants whose budget of the day is spent. `most` were looked at in each group.
 WITH RECURSIVE heads AS (
     -- The groups, by jumping along the index: a backlog costs one probe.
     (SELECT tenant_id, kind, model FROM jobs
