@@ -91,8 +91,9 @@ async def open_database(settings: Settings, *, connections: int = 10) -> AsyncIt
 
 
 #: Tables of a queue are empty at one moment and full at the next, and a prepared statement keeps the plan of its first
-#: moment until somebody analyzes. Every statement of ours has an index to go by; and none is worth compiling.
-_PLANNING: Final = {"enable_seqscan": "off", "jit": "off"}
+#: moment until somebody analyzes. Every statement of ours has an index to go by. An ordinary scan of one marks what it
+#: finds dead; a bitmap would read a queue's past again and again, until it is vacuumed. None is worth compiling.
+_PLANNING: Final = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
 
 
 def _connector(**target: Any) -> _Connect:

@@ -93,18 +93,6 @@ async def read_levels(
     return [_level(row) for row in rows]
 
 
-async def move_shares(connection: Connection, shares: Mapping[tuple[BucketKey, str], float]) -> None:
-    """Write virtual times, of (bucket, tenant)."""
-    if shares:
-        await connection.execute(
-            SQL.move_shares,
-            [account for (account, _), _ in shares],
-            [model for (_, model), _ in shares],
-            [tenant for _, tenant in shares],
-            list(shares.values()),
-        )
-
-
 async def settle(connection: Connection, ended: Iterable[tuple[asyncpg.Record, int | None]]) -> None:
     """Charge tenants for what their attempts really used, where that is known: rows of `jobs`, with the tokens."""
     known = [(row, tokens) for row, tokens in ended if tokens is not None and tokens != row["reserved"]]

@@ -7,7 +7,8 @@ WITH given AS (
 ), flight AS (
     SELECT account, model, count(*) AS flying, count(*) FILTER (WHERE state = 'queued') AS starting,
            sum(reserved) AS reserved
-      FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running')
+      FROM (SELECT account, model, state, reserved FROM jobs
+             WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running') ORDER BY admitted_at) AS one
      GROUP BY account, model
 )
 SELECT g.account, g.model, b.observed_at, b.limit_requests, b.limit_tokens, b.foreign_requests, b.foreign_tokens,
@@ -19,39 +20,40 @@ SELECT g.account, g.model, b.observed_at, b.limit_requests, b.limit_tokens, b.fo
   LEFT JOIN buckets b ON b.account = g.account AND b.model = g.model
   LEFT JOIN flight f ON f.account = g.account AND f.model = g.model
  CROSS JOIN LATERAL (
-    SELECT count(*) AS requests, count(*) FILTER (WHERE a.started_at > b.blocked_until) AS probes,
-           min(a.started_at) AS oldest_start
-      FROM job_attempts a
-     WHERE a.account = g.account AND a.model = g.model AND a.started_at > $3
-       AND a.started_at < $5::timestamptz + interval '2 minutes' AND ($6 OR b.limit_requests BETWEEN 1 AND 99999 OR b.blocked_until > $3)
+    SELECT count(*) AS requests, count(*) FILTER (WHERE one.started_at > b.blocked_until) AS probes,
+           min(one.started_at) AS oldest_start
+      FROM (SELECT a.started_at FROM job_attempts a
+             WHERE a.account = g.account AND a.model = g.model AND a.started_at > $3
+               AND a.started_at < $5::timestamptz + interval '2 minutes'
+               AND ($6 OR b.limit_requests BETWEEN 1 AND 99999 OR b.blocked_until > $3)
+             ORDER BY a.started_at) AS one
  ) AS starts
  CROSS JOIN LATERAL (
-    SELECT coalesce(sum(a.tokens), 0) AS tokens, min(a.ended_at) FILTER (WHERE a.tokens > 0) AS oldest_end,
-           avg(a.ended_at - a.started_at) AS took
-      FROM job_attempts a
-     WHERE a.account = g.account AND a.model = g.model AND a.ended_at > $4 AND a.ended_at IS NOT NULL
-       AND a.ended_at < $5::timestamptz + interval '2 minutes' AND ($7 OR b.limit_tokens BETWEEN 1 AND 499999999)
+    SELECT coalesce(sum(one.tokens), 0) AS tokens, min(one.ended_at) FILTER (WHERE one.tokens > 0) AS oldest_end,
+           avg(one.ended_at - one.started_at) AS took
+      FROM (SELECT a.tokens, a.started_at, a.ended_at FROM job_attempts a
+             WHERE a.account = g.account AND a.model = g.model AND a.ended_at > $4 AND a.ended_at IS NOT NULL
+               AND a.ended_at < $5::timestamptz + interval '2 minutes'
+               AND ($7 OR b.limit_tokens BETWEEN 1 AND 499999999)
+             ORDER BY a.ended_at) AS one
  ) AS ends
  CROSS JOIN LATERAL (
     -- What leaves the window before a job of half the usual length ends.
-    SELECT coalesce(sum(a.tokens), 0) AS tokens FROM job_attempts a
-     WHERE a.account = g.account AND a.model = g.model AND a.ended_at > $4 AND a.ended_at IS NOT NULL
-       AND ends.took IS NOT NULL AND a.ended_at <= $4::timestamptz + least(ends.took / 2, ($5::timestamptz - $4::timestamptz) / 4)
+    SELECT coalesce(sum(one.tokens), 0) AS tokens
+      FROM (SELECT a.tokens FROM job_attempts a
+             WHERE a.account = g.account AND a.model = g.model AND a.ended_at > $4 AND a.ended_at IS NOT NULL
+               AND ends.took IS NOT NULL
+               AND a.ended_at <= $4::timestamptz + least(ends.took / 2, ($5::timestamptz - $4::timestamptz) / 4)
+             ORDER BY a.ended_at) AS one
  ) AS leaving
  CROSS JOIN LATERAL (
     SELECT array_agg(s.tenant_id) AS tenants, array_agg(s.virtual_time) AS times FROM shares s
      WHERE s.account = g.account AND s.model = g.model AND s.tenant_id = ANY ($8::text[])
  ) AS share
 
--- name: move_shares
-INSERT INTO shares (account, model, tenant_id, virtual_time)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::double precision[]) AS g (account, model, tenant_id, time)
- ORDER BY account, model, tenant_id
-    ON CONFLICT (account, model, tenant_id) DO UPDATE SET virtual_time = excluded.virtual_time
-
 -- name: settle
 -- What jobs took beyond, or short of, what was set aside for them: their tenants are moved on, or back, by as much.
--- $6, $7: requests and tokens of a window, where no limit is known. In order, as `move_shares` does.
+-- $6, $7: requests and tokens of a window, where no limit is known. In order, as `admit` does.
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[])
            AS g (account, model, tenant_id, reserved, tokens)

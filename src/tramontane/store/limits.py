@@ -1,16 +1,14 @@
 """What may run now: the fleet's workers, its rate, and the verb that lets jobs through to the queue."""
 
 import logging
-from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
 from tramontane import queue
 from tramontane.errors import ConfigurationError
-from tramontane.fairness import Candidate
+from tramontane.fairness import Choice
 from tramontane.limits import WINDOW
 from tramontane.models import Admission, JobKey, WorkerInfo
-from tramontane.store.buckets import move_shares
 from tramontane.store.rounds import ROUND, Waiting, read_fleet, read_waiting
 from tramontane.store.rows import Connection, Pool, key_from
 from tramontane.store.statements import Statements
@@ -90,17 +88,22 @@ async def admit(connection: Connection, now: datetime, *, wait: bool) -> Admissi
     if waiting is not None:
         choice = waiting.choose(now, fleet.window, fleet.room)
         if choice.chosen:
-            admitted = await _let_through(connection, choice.chosen, waiting, now)
-            await move_shares(connection, choice.shares)
+            admitted = await _let_through(connection, choice, waiting, now)
         times += [now] if len(choice.chosen) == ROUND else waiting.look_again(choice.held, now, fleet.window)
     return Admission(admitted=tuple(admitted), next_at=min((time for time in times if time), default=None))
 
 
-async def _let_through(
-    connection: Connection, chosen: Sequence[Candidate], waiting: Waiting, now: datetime
-) -> list[JobKey]:
-    places = [waiting.places[one.key] for one in chosen]
-    rows = await connection.fetch(SQL.admit, now, places, [one.tokens for one in chosen])
+async def _let_through(connection: Connection, choice: Choice, waiting: Waiting, now: datetime) -> list[JobKey]:
+    rows = await connection.fetch(
+        SQL.admit,
+        now,
+        [waiting.places[one.key] for one in choice.chosen],
+        [one.tokens for one in choice.chosen],
+        [account for (account, _), _ in choice.shares],
+        [model for (_, model), _ in choice.shares],
+        [tenant for _, tenant in choice.shares],
+        list(choice.shares.values()),
+    )
     await queue.put(connection, [key_from(row) for row in rows], [row["priority"] for row in rows])
-    order = {one.key: number for number, one in enumerate(chosen)}
+    order = {one.key: number for number, one in enumerate(choice.chosen)}
     return sorted((key_from(row) for row in rows), key=order.__getitem__)

@@ -2,19 +2,26 @@
 SELECT rate, (SELECT rate FROM limits WHERE tenant_id = '*' AND name = 'window') AS seconds
   FROM limits WHERE tenant_id = '*' AND name = 'starts'
 
+-- What follows keeps the plans that were made for it first (see `lock_limit`), when tables may have been empty: then one
+-- index looks as good as any other. Hence each part asks for an order that its own index alone has.
+
 -- name: fleet
 -- Free slots of the fleet; the starts within $2 before now; jobs let through that have not started (in one snapshot a
 -- job is one or the other); the next scheduled job. With $3 those whose time has come become due.
 WITH come AS (
-    UPDATE jobs SET due = true WHERE $3 AND state = 'queued' AND NOT due AND run_at <= $1
+    UPDATE jobs SET due = true
+     WHERE $3 AND state IS NOT DISTINCT FROM 'queued' AND NOT due AND ctid = ANY (ARRAY(
+        SELECT ctid FROM jobs WHERE state = 'queued' AND NOT due AND run_at <= $1 ORDER BY run_at))
 ), started AS (
-    -- A start that lies further ahead is a clock that was wrong: all others would wait until then.
-    SELECT count(*) AS recent, min(started_at) AS oldest FROM job_attempts
-     WHERE started_at > $1::timestamptz - $2::interval AND started_at < $1::timestamptz + interval '2 minutes'
-       AND $2::interval > interval '0'
+    SELECT count(*) AS recent, min(started_at) AS oldest FROM (
+        -- A start that lies further ahead is a clock that was wrong: all others would wait until then.
+        SELECT started_at FROM job_attempts
+         WHERE started_at > $1::timestamptz - $2::interval AND started_at < $1::timestamptz + interval '2 minutes'
+           AND $2::interval > interval '0'
+         ORDER BY started_at) AS one
 ), flight AS (
-    SELECT count(*) AS flying, count(*) FILTER (WHERE state = 'queued') AS starting
-      FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running')
+    SELECT count(*) AS flying, count(*) FILTER (WHERE state = 'queued') AS starting FROM (
+        SELECT state FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running') ORDER BY admitted_at) AS one
 ), slot AS (
     SELECT coalesce(sum(concurrency), 0) AS slots, count(*) AS workers FROM workers
      WHERE stopped_at IS NULL AND seen_at > $1::timestamptz - make_interval(secs => 3 * heartbeat_seconds)
@@ -37,11 +44,12 @@ WITH RECURSIVE heads AS (
            AND (tenant_id, kind, model) > (h.tenant_id, h.kind, h.model)
          ORDER BY tenant_id, kind, model LIMIT 1
     ) AS next
+), flight AS MATERIALIZED (
+    SELECT tenant_id FROM jobs WHERE admitted_at IS NOT NULL AND state IN ('queued', 'running') ORDER BY admitted_at
 ), tenant AS (
     SELECT n.tenant_id, t.weight,
            t.concurrency - CASE WHEN t.concurrency IS NOT NULL THEN (
-               SELECT count(*) FROM jobs f
-                WHERE f.admitted_at IS NOT NULL AND f.state IN ('queued', 'running') AND f.tenant_id = n.tenant_id)
+               SELECT count(*) FROM flight f WHERE f.tenant_id = n.tenant_id)
            END AS free
       FROM (SELECT DISTINCT tenant_id FROM heads) AS n LEFT JOIN tenants t ON t.id = n.tenant_id
      WHERE t.daily_tokens IS NULL AND t.daily_cost IS NULL
