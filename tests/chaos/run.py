@@ -23,9 +23,9 @@ class Plan:
     workers: int = 4
     tenants: int = 3
     #: Users of each tenant.
-    users: int = 6
+    users: int = 10
     #: Seconds between two submits of a user, on average.
-    pause: float = 0.5
+    pause: float = 0.4
     #: Longest pause between two faults.
     rest: float = 2.0
     #: How long a fault lasts, in relation to its usual length.
