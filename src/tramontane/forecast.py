@@ -19,13 +19,15 @@ class Pace:
     name: str
     room: float
     per_second: float
+    #: Seconds in which nothing starts: one that does not fit holds back all who come after it.
+    held: float = 0.0
 
     def wait(self, ahead: int) -> float:
         """Seconds until one that has so many before it may start."""
         over = ahead + 1 - self.room
         if over <= 0:
-            return 0.0
-        return over / self.per_second if self.per_second > 0 else math.inf
+            return self.held
+        return max(self.held, over / self.per_second) if self.per_second > 0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +52,28 @@ def before(own: int, rivals: list[tuple[int, int, float]], *, weight: float) -> 
     return own + sum(better for better, _, _ in rivals) + shared
 
 
-def paces(bucket: Bucket, room: Room, tokens: int, window: timedelta) -> tuple[Pace, ...]:
-    """What a bucket allows to jobs of so many tokens."""
+def paces(bucket: Bucket, room: Room, tokens: int, largest: int, window: timedelta) -> tuple[Pace, ...]:
+    """What a bucket allows to jobs of so many tokens. largest: of the job itself, and of those who come first."""
     seconds = window.total_seconds()
-    requests = math.inf if not bucket.limit_requests else bucket.limit_requests / seconds
-    whole = math.inf if not bucket.limit_tokens else bucket.limit_tokens / seconds
+    requests = bucket.limit_requests or math.inf
+    whole = bucket.limit_tokens or math.inf
+    each = min(max(1, tokens), whole)  # one that is larger than the limit takes no more than all of it
     return (
-        Pace(name="requests", room=room.requests, per_second=requests),
-        Pace(name="tokens", room=room.tokens / max(1, tokens), per_second=whole / max(1, tokens)),
+        Pace(name="requests", room=room.requests, per_second=requests / seconds),
+        Pace(
+            name="tokens",
+            room=room.tokens / each,
+            per_second=whole / seconds / each,
+            held=_held(room, largest, whole / seconds, seconds),
+        ),
     )
+
+
+def _held(room: Room, tokens: int, per_second: float, window: float) -> float:
+    """Seconds until a job of so many tokens fits; one that is larger than the limit goes when the window is empty."""
+    if tokens <= room.tokens or room.empty:
+        return 0.0
+    return min(window, (tokens - room.tokens) / per_second)
 
 
 def forecast(ahead: int, paces: tuple[Pace, ...], bucket: Bucket, now: datetime) -> Forecast:

@@ -6,6 +6,7 @@ answers; what we have used of them is counted, never kept, so that no crash leav
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,6 +19,9 @@ WINDOW: Final = 60.0
 _FIRST: Final = 2
 #: Of an answer whose like has not been seen: tokens.
 _ANSWER: Final = 500
+#: No text runs on like this; and what an image may have at most, about: tokens.
+_INLINE: Final = re.compile(rb"[A-Za-z0-9+/\\]{2000,}")
+_LARGEST_INLINE: Final = 4000
 #: What a call is measured by where no limit is known: requests and tokens of a window.
 NOMINAL: Final = (60, 50_000)
 #: A start is written down before its call arrives, some sooner than others: it counts this much longer (share of it).
@@ -126,8 +130,15 @@ def window_of(rate: float) -> tuple[int, timedelta]:
 
 
 def estimate(request: bytes) -> int:
-    """Tokens that a request's prompt will cost, about: four bytes of UTF-8 to a token."""
-    return len(request) // 4 + 1
+    """Tokens that a request's prompt will cost, about: four bytes of UTF-8 to a token.
+
+    What is written in base64 is an image, a sound or a document. Mistral counts what it shows, not its bytes.
+    """
+    length = len(request)
+    if b";base64," in request or b"input_audio" in request:
+        for inline in _INLINE.finditer(request):
+            length -= max(0, inline.end() - inline.start() - 4 * _LARGEST_INLINE)
+    return length // 4 + 1
 
 
 def tokens_of(usage: str | None) -> int | None:

@@ -180,6 +180,47 @@ async def test_a_tenant_sees_its_own_jobs_alone_and_an_operator_all(face: Face, 
     assert whole[0]["tenants"] == {"acme": {"count": 2, "more": False}, "globex": {"count": 3, "more": False}}
 
 
+async def test_what_others_ask_with_their_own_key_for_is_no_rival(face: Face, lives: Lives) -> None:
+    await lives.tenant(id="acme", mistral_key=b"sealed")
+    await wait(lives, 50, tenant="acme")
+    jobs = await wait(lives, 3)
+    assert (await told(face, jobs[2]))[1] == 2
+
+
+async def test_behind_a_job_that_does_not_fit_nobody_is_about_to_start(face: Face, lives: Lives) -> None:
+    await lives.worker(now=utc_now())
+    await lives.running(now=utc_now())
+    await learned(lives, limit_tokens=60_000, remaining_tokens=50_000)
+    await wait(lives, prompt_tokens=80_000, priority=1)
+    [job] = await wait(lives)
+    waits_for, ahead, at = await told(face, job)
+    assert (waits_for, ahead) == ("tokens", 1)
+    assert soon(at, 30), at
+
+
+async def test_many_buckets_are_cut_and_it_says_so(face: Face, lives: Lives) -> None:
+    now = utc_now()
+    few = (await face.ask("GET", "/api/limits")).json
+    await lives.submit(*(new_job(model=f"model-{number}", run_at=now) for number in range(501)), now=now)
+    many = (await face.ask("GET", "/api/limits")).json
+    assert (len(few["buckets"]), few["more"]) == (0, False)
+    assert (len(many["buckets"]), many["more"]) == (500, True)
+
+
+async def test_the_name_of_a_fine_tuned_model_is_for_those_who_use_it(face: Face, lives: Lives) -> None:
+    for model in ("ft:small:theirs", "ft:small:ours", MODEL):
+        await lives.buckets.learn(("*", model), [Heard(at=utc_now())], [], utc_now(), WINDOW)
+    await lives.pool.execute(
+        "INSERT INTO spendings (tenant_id, day, model) VALUES ('acme', $1, 'ft:small:ours')", utc_now().date()
+    )
+    key = await make_key(face.app, "acme")
+    async with asyncio.timeout(8):
+        while (await face.ask("GET", "/api/limits")).status != 401:
+            pass
+    shown = (await face.ask("GET", "/api/limits", **bearer(key))).json["buckets"]
+    assert [one["model"] for one in shown] == ["ft:small:ours", MODEL]
+
+
 async def test_another_tenants_job_is_not_found(face: Face, lives: Lives) -> None:
     [job] = await wait(lives, tenant="globex")
     assert (await face.ask("GET", f"/api/limits?jobId={show_id('job', job.key.id)}")).status == 404

@@ -290,3 +290,14 @@ async def test_a_round_without_waiting_says_that_somebody_else_decides(lives: Li
         assert not (await admit(first, T0, wait=False)).busy
         async with lives.pool.acquire() as second, second.transaction():
             assert (await admit(second, T0, wait=False)).busy
+
+
+async def test_a_tenant_with_ever_new_models_takes_part_with_a_hundred_of_them_and_holds_up_nobody(
+    lives: Lives,
+) -> None:
+    await lives.submit(*(new_job(tenant="a", model=f"model-{number:03}") for number in range(150)))
+    await lives.submit(new_job(tenant="b"), new_job(tenant="b", model="z"))
+    await lives.worker(slots=1000)
+    first = (await lives.limits.admit(T0)).admitted
+    assert sorted(key.tenant for key in first) == ["a"] * 100 + ["b"] * 2
+    assert len((await lives.limits.admit(T0)).admitted) == 50

@@ -15,6 +15,7 @@ from tramontane.limits import (
     answer_of,
     caution,
     cost,
+    estimate,
     foreign,
     learn,
     reservation,
@@ -45,6 +46,24 @@ def test_a_rate_is_so_many_starts_in_a_stretch_of_time(rate: float, starts: int,
 )
 def test_what_has_started_and_what_is_about_to_take_from_the_room(recent: int, starting: int, left: int) -> None:
     assert room(10, recent=recent, starting=starting) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Hello there, mistral!" * 1000, 5270),
+        ("data:image/png;base64," + "iVBORw0K" * 125, 275),  # a small image is what its bytes would be as text
+        ("data:image/png;base64," + "iVBORw0K" * 25_000, 4025),  # 200 KB
+        ("data:image/png;base64," + "iVBORw0K" * 25_000 + '"},{"image_url":"data:;base64,' + "/9j/4AAQ" * 9000, 8032),
+        ("data:image/jpeg;base64," + "\\/9j\\/4AAQ" * 20_000, 4025),  # as some write a slash
+        ("x" * 40_000, 10_020),  # no file at all
+    ],
+)
+def test_a_prompt_is_estimated_by_its_text_and_a_file_in_it_by_no_more_than_a_file_takes(
+    text: str, tokens: int
+) -> None:
+    request = '{"messages":[{"role":"user","content":[{"image_url":"' + text + '"}]}]}'
+    assert estimate(request.encode()) == pytest.approx(tokens, abs=12)
 
 
 # Room

@@ -25,6 +25,7 @@ async def show_limits(request: Request, jobId: str | None = None) -> Response:  
     shown: dict[str, Any] = {
         "fleet": _fleet(survey),
         "buckets": [_bucket(line, survey, everyone=everyone) for line in survey.lines],
+        "more": survey.more,
     }
     if jobId is not None:
         job = await app.jobs.get(JobKey(tenant=caller.tenant, id=read_id("job", jobId)))

@@ -34,14 +34,16 @@ SELECT slots::integer, workers, flying, starting, recent, oldest,
 -- Of each tenant, kind and model the first that wait, in the order that they are wanted; up to $2 in all can go. Left
 -- out: what is paused, and tenants whose budget of the day is spent. `most` were looked at in each group.
 WITH RECURSIVE heads AS (
-    -- The groups, by jumping along the index: a backlog costs one probe.
-    (SELECT tenant_id, kind, model FROM jobs
+    -- The groups, by jumping along the index: a backlog costs one probe. Of a tenant a hundred, lest one with ever new
+    -- models holds up all others; no kind comes after `zzz`.
+    (SELECT tenant_id, kind, model, 1 AS place FROM jobs
       WHERE state = 'queued' AND due AND admitted_at IS NULL ORDER BY tenant_id, kind, model LIMIT 1)
     UNION ALL
-    SELECT next.* FROM heads h CROSS JOIN LATERAL (
+    SELECT next.*, CASE WHEN next.tenant_id = h.tenant_id THEN h.place + 1 ELSE 1 END
+      FROM heads h CROSS JOIN LATERAL (
         SELECT tenant_id, kind, model FROM jobs
          WHERE state = 'queued' AND due AND admitted_at IS NULL
-           AND (tenant_id, kind, model) > (h.tenant_id, h.kind, h.model)
+           AND (tenant_id, kind, model) > (h.tenant_id, CASE WHEN h.place < 100 THEN h.kind ELSE 'zzz' END, h.model)
          ORDER BY tenant_id, kind, model LIMIT 1
     ) AS next
 ), flight AS MATERIALIZED (

@@ -1,6 +1,7 @@
 """A look at the limits, for those who wait: what is known, free and reserved, who waits, and when a job may start."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -20,6 +21,8 @@ SQL = Statements("surveys")
 
 #: Nobody is counted further than this.
 MOST: Final = 10_001
+#: Buckets that one look shows.
+_LINES: Final = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,8 @@ class Survey:
     now: datetime
     fleet: Fleet
     lines: tuple[Line, ...]
+    #: There are more than these.
+    more: bool
 
 
 class SurveyStore:
@@ -52,12 +57,12 @@ class SurveyStore:
         """The fleet and its buckets: the server's and the tenant's own with its own jobs, or, for None, all of all."""
         async with self._snapshot() as connection:
             fleet = await look_at_fleet(connection, now)
-            waiting = await connection.fetch(SQL.waiting, MOST, tenant)
-            known = {(row["account"], row["model"]) for row in await connection.fetch(SQL.known, tenant)}
+            waiting = await connection.fetch(SQL.waiting, MOST, tenant, _LINES + 1)
+            known = {(row["account"], row["model"]) for row in await connection.fetch(SQL.known, tenant, _LINES + 1)}
             keys = sorted(known | {(row["account"], row["model"]) for row in waiting})
-            levels = await read_levels(connection, keys, now, fleet.window)
-        lines = tuple(_line(level, waiting, fleet, now) for level in levels)
-        return Survey(now=now, fleet=fleet, lines=tuple(sorted(lines, key=lambda line: keys.index(_key(line.bucket)))))
+            levels = await read_levels(connection, keys[:_LINES], now, fleet.window)
+        lines = sorted(_lines(levels, waiting, fleet, now), key=lambda line: _key(line.bucket))
+        return Survey(now=now, fleet=fleet, lines=tuple(lines), more=len(keys) > _LINES or len(waiting) > _LINES)
 
     async def forecast(self, job: Job, now: datetime) -> Forecast | None:
         """When a job is going to start, about; None for one that waits no longer."""
@@ -68,7 +73,7 @@ class SurveyStore:
             terms = await connection.fetchrow(SQL.terms, job.key.tenant, job.key.id, now - fleet.window, now)
             [level] = await read_levels(connection, [(job.account, job.model)], now, fleet.window)
             rows = await connection.fetch(
-                SQL.ahead, job.key.tenant, job.key.id, job.model, job.priority, job.deadline, MOST
+                SQL.ahead, job.key.tenant, job.key.id, job.model, job.priority, job.deadline, MOST, job.account
             )
         assert terms is not None
         ahead = _before(job, rows)
@@ -80,7 +85,8 @@ class SurveyStore:
             return Forecast(ahead=ahead, expected_at=next_day(now) if barred == "budget" else None, waits_for=barred)
         room = room_of(level.bucket, level.use, now, fleet.window)
         tokens = reservation(level.bucket, prompt=terms["prompt_tokens"], most=job.max_tokens)
-        ways = (*_fleet_paces(fleet, terms["pace"]), *paces(level.bucket, room, tokens, fleet.window))
+        largest = max([tokens, *_firsts(level.bucket, rows)])
+        ways = (*_fleet_paces(fleet, terms["pace"]), *paces(level.bucket, room, tokens, largest, fleet.window))
         return forecast(ahead, ways, level.bucket, now)
 
     def _snapshot(self) -> "_Snapshot":
@@ -110,14 +116,20 @@ def _key(bucket: Bucket) -> BucketKey:
     return bucket.account, bucket.model
 
 
-def _line(level: Level, waiting: Sequence[asyncpg.Record], fleet: Fleet, now: datetime) -> Line:
-    key = _key(level.bucket)
-    return Line(
-        bucket=level.bucket,
-        use=level.use,
-        room=room_of(level.bucket, level.use, now, fleet.window),
-        waiting={row["tenant_id"]: row["count"] for row in waiting if (row["account"], row["model"]) == key},
-    )
+def _lines(levels: Sequence[Level], waiting: Sequence[asyncpg.Record], fleet: Fleet, now: datetime) -> Iterator[Line]:
+    tenants: defaultdict[BucketKey, dict[str, int]] = defaultdict(dict)
+    for row in waiting:
+        tenants[row["account"], row["model"]][row["tenant_id"]] = row["count"]
+    for level in levels:
+        room = room_of(level.bucket, level.use, now, fleet.window)
+        yield Line(bucket=level.bucket, use=level.use, room=room, waiting=tenants[_key(level.bucket)])
+
+
+def _firsts(bucket: Bucket, rows: Sequence[asyncpg.Record]) -> Iterator[int]:
+    """Tokens of those who may have to go before a job, tenant by tenant the first."""
+    for row in rows:
+        if row["better"] or row["equal"]:
+            yield reservation(bucket, prompt=row["prompt_tokens"], most=row["max_tokens"])
 
 
 def _barred(terms: asyncpg.Record) -> str | None:
