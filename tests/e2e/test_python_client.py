@@ -67,7 +67,7 @@ async def test_cuts_anywhere_lose_and_repeat_nothing_and_no_job_is_asked_for_twi
 async def test_readers_outlive_servers_that_are_killed_and_deployed(fleet: Processes, simulator: Simulator) -> None:
     simulator.behaviour = Behaviour(tokens_per_second=40)
     texts = {f"Reader {number} hears the wind: " + "tramontane, mistral; " * 25 for number in range(4)}
-    began = asyncio.Event()
+    began, heard = asyncio.Event(), set[str]()
     attempts = 0
 
     async def read(t: Tramontane, text: str) -> str:
@@ -76,6 +76,8 @@ async def test_readers_outlive_servers_that_are_killed_and_deployed(fleet: Proce
         async for event in job.events():
             attempts += isinstance(event, StreamAttempt)
             if len(job.text) > 40:
+                heard.add(text)
+            if heard == texts:
                 began.set()
         return job.text
 
