@@ -7,8 +7,9 @@ letters; Sunday is 0 or 7. When both days are restricted, either will do, as it 
 @monthly @yearly` are short for what they say.
 
 Where clocks change: a time that a zone leaves out (2:30 in spring) comes at the moment when the clocks jump, and one
-that it has twice (2:30 in autumn) comes the first time only. A schedule of every hour (`*` as hour) keeps real time
-instead: nothing is made up for, and the hour that comes twice is two hours.
+that it has twice (2:30 in autumn) comes the first time only. A schedule whose hours are all 24, however they are
+written, keeps real time instead: both times in the hour that is there twice, and nothing is made up for where whole
+hours are left out. Every two hours (`*/2`) goes by the clock, and neither loses an hour nor comes in one twice.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ _FIELDS: Final = (
     ("month", 1, 12, _MONTHS),
     ("day of week", 0, 7, _DAYS),
 )
+_HOURS: Final = 24
 _MINUTE: Final = timedelta(minutes=1)
+_HOUR: Final = timedelta(hours=1)
 #: The longest that a day of the calendar keeps away: 29 February on a given weekday, across a year like 2100.
 _HORIZON: Final = timedelta(days=41 * 366)
 
@@ -52,9 +55,12 @@ class Cron:
     weekdays: frozenset[int]
     #: Both days restricted: either will do.
     either_day: bool
-    #: Every hour: real time counts, not what the clock on the wall says.
-    hourly: bool
     zone: ZoneInfo
+
+    @property
+    def hourly(self) -> bool:
+        """Every hour: real time counts, not what the clock on the wall says."""
+        return len(self.hours) == _HOURS
 
     def after(self, moment: datetime) -> datetime | None:
         """The first time after a moment, in UTC; None when there is none within the next 40 years."""
@@ -62,7 +68,7 @@ class Cron:
         end = at + _HORIZON
         while at < end:
             wall = at.astimezone(self.zone)
-            if self._comes(wall) or (not self.hourly and self._made_up_for(at, wall)):
+            if self._comes(wall) or self._made_up_for(at, wall):
                 return at
             at = self._next(at, wall)
         return None
@@ -83,6 +89,8 @@ class Cron:
         """Whether the clocks have just jumped over one of our times."""
         gone = (at - _MINUTE).astimezone(self.zone).replace(tzinfo=None, fold=0) + _MINUTE
         there = wall.replace(tzinfo=None, fold=0)
+        if self.hourly and not (there - gone) % _HOUR:
+            return False  # an hour of real time later it comes anyway
         while gone < there:
             if self._comes(gone):
                 return True
@@ -120,7 +128,6 @@ def read_cron(text: str, zone: str) -> Cron:
         months=months,
         weekdays=frozenset(day % 7 for day in weekdays),
         either_day=not words[2].startswith("*") and not words[4].startswith("*"),
-        hourly=words[1].startswith("*"),
         zone=_zone(zone),
     )
     if cron.after(datetime(2026, 1, 1, tzinfo=UTC)) is None:

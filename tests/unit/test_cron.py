@@ -84,6 +84,45 @@ def test_a_schedule_of_every_hour_keeps_real_time() -> None:
     ]
 
 
+@pytest.mark.parametrize("hours", ["*", "*/1", "0-23", "0-23/1", "0-11,12-23", "*/2,1-23/2"])
+def test_every_hour_is_every_hour_however_it_is_written(hours: str) -> None:
+    cron = f"0 {hours} * * *"
+    assert times(cron, "Europe/Paris", datetime(2026, 10, 24, 23, tzinfo=UTC), 4) == [
+        "25 02:00 +0200",
+        "25 02:00 +0100",
+        "25 03:00 +0100",
+        "25 04:00 +0100",
+    ]
+    assert times(cron, "Europe/Paris", datetime(2026, 3, 29, 0, tzinfo=UTC), 2) == [
+        "29 03:00 +0200",
+        "29 04:00 +0200",
+    ]
+
+
+@pytest.mark.parametrize("hours", ["*/2", "0-22/2", "0,2,4,6,8,10,12,14,16,18,20,22"])
+def test_every_other_hour_goes_by_the_clock_and_loses_none_of_its_times(hours: str) -> None:
+    cron = f"0 {hours} * * *"
+    assert times(cron, "Europe/Paris", datetime(2026, 3, 28, 22, 30, tzinfo=UTC), 3) == [
+        "29 00:00 +0100",
+        "29 03:00 +0200",  # for 2:00
+        "29 04:00 +0200",
+    ]
+    assert times(cron, "Europe/Paris", datetime(2026, 10, 24, 21, 30, tzinfo=UTC), 3) == [
+        "25 00:00 +0200",
+        "25 02:00 +0200",
+        "25 04:00 +0100",
+    ]
+
+
+def test_every_hour_makes_up_for_a_time_where_less_than_an_hour_is_left_out() -> None:
+    # On Lord Howe the clocks jump from 2:00 to 2:30.
+    assert times("15 * * * *", "Australia/Lord_Howe", datetime(2026, 10, 3, 14, 30, tzinfo=UTC), 3) == [
+        "04 01:15 +1030",
+        "04 02:30 +1100",
+        "04 03:15 +1100",
+    ]
+
+
 def test_a_day_without_a_midnight_begins_when_the_clocks_jump() -> None:
     # In Cairo the last Friday of April begins at one o'clock.
     assert times("0 0 * * *", "Africa/Cairo", datetime(2026, 4, 23, 12, tzinfo=UTC), 2) == [
