@@ -310,6 +310,16 @@ async def test_a_page_of_an_allowed_origin_may_send_a_key_and_reads_why_it_is_re
         assert answer.headers["Access-Control-Allow-Origin"] == "https://pages.example"
 
 
+async def test_a_page_of_an_allowed_origin_may_read_the_headers_of_our_own(
+    simulator: Simulator, database_url: str
+) -> None:
+    page = {"Origin": "https://pages.example"}
+    async with facing(simulator, database_url, worker=False, cors_origins=("https://pages.example",)) as face:
+        answer = await face.ask("POST", "/api/jobs", json=HELLO, headers=page)
+    exposed = set(answer.headers["Access-Control-Expose-Headers"].split(", "))
+    assert exposed >= {"Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Budget-Used"}
+
+
 async def test_an_engine_of_this_process_needs_no_key_of_its_own_database(
     simulator: Simulator, database_url: str, face: Face
 ) -> None:

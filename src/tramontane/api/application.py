@@ -69,8 +69,11 @@ def create_api(app: App) -> FastAPI:
             expose_headers=[
                 "Content-Location",
                 "ETag",
+                "Idempotency-Replayed",
                 "Location",
+                "Preference-Applied",
                 "Retry-After",
+                "X-Budget-Used",
                 "X-Job-Id",
                 "X-Stream-Retention-Seconds",
             ],
