@@ -205,6 +205,25 @@ async def test_a_listing_refuses_what_it_does_not_know(idle: Face, query: str, f
     check_problem(await idle.ask("GET", f"/api/jobs?{query}"), 422, "invalid_request", field)
 
 
+async def test_every_route_refuses_a_parameter_that_it_does_not_take(idle: Face) -> None:
+    document = (await idle.ask("GET", "/openapi.json")).json
+    routes = [(method.upper(), path) for path, item in document["paths"].items() for method in item]
+    assert ("POST", "/api/jobs") in routes
+    assert len(routes) > 40
+    for method, path in (*routes, ("GET", "/playground")):
+        answer = await idle.ask(method, f"{path.replace('{', '').replace('}', '')}?nope=1")
+        check_problem(answer, 422, "invalid_request", "nope")
+
+
+async def test_a_refused_parameter_is_told_which_there_are(idle: Face) -> None:
+    for method, path, there_are in (
+        ("GET", "/api/limits", "there are jobId"),
+        ("GET", "/api/jobs", "requestId, status, metadata.NAME"),
+        ("POST", "/api/jobs", "there are none here"),
+    ):
+        assert there_are in (await idle.ask(method, f"{path}?metadat.a=1")).json["detail"]
+
+
 @pytest.mark.parametrize(
     "job_id", ["x", "job_", "job_" + "Z" * 26, "job_%00", "%E2%80%AE", "msg_" + "0" * 26, "job_" + "0" * 26]
 )

@@ -15,6 +15,7 @@ from tramontane.api.description import complete
 from tramontane.api.guard import ANY_HOST, Guard
 from tramontane.api.limits_routes import router as limits
 from tramontane.api.operations_routes import router as operations
+from tramontane.api.parameters import NO_UNKNOWN
 from tramontane.api.pauses_routes import router as pauses
 from tramontane.api.playground import router as playground
 from tramontane.api.responses import AFTERWARDS
@@ -45,7 +46,7 @@ class _API(FastAPI):
 
 def create_api(app: App) -> FastAPI:
     """The HTTP face of a running app."""
-    api = _API(title="Tramontane", version=version("tramontane"), redoc_url=None)
+    api = _API(title="Tramontane", version=version("tramontane"), redoc_url=None, dependencies=[NO_UNKNOWN])
     api.state.app = app
     for routes in (bulk, router, webhooks, webhook_history, limits, pauses, schedules, playground, operations):
         api.include_router(routes)

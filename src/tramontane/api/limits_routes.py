@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from tramontane.api.requests import app_of, caller_of, json_answer, refuse_unknown
+from tramontane.api.requests import app_of, caller_of, json_answer
 from tramontane.forecast import Forecast
 from tramontane.ids import iso, read_id, show_id, utc_now
 from tramontane.limits import caution, foreign
@@ -18,7 +18,6 @@ router = APIRouter()
 @router.get("/api/limits")
 async def show_limits(request: Request, jobId: str | None = None) -> Response:  # noqa: N803 - the wire's name
     """Each bucket of requests and tokens: known, free, reserved, and how many wait; and when a job may start."""
-    refuse_unknown(request, ("jobId",))
     caller, app, now = caller_of(request, Scope.READ), app_of(request), utc_now()
     everyone = caller.may(Scope.OPERATOR)
     survey = await app.surveys.survey(None if everyone else caller.tenant, now)

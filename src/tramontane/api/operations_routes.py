@@ -6,6 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tramontane.api import problems
 from tramontane.api.authentication import Authenticated
 from tramontane.api.guard import ANY_HOST, Guard
+from tramontane.api.parameters import NO_UNKNOWN
 from tramontane.api.requests import app_of, caller_of, json_answer
 from tramontane.app import App
 from tramontane.models import Scope
@@ -37,7 +38,7 @@ async def metrics(request: Request) -> Response:
 
 def create_operations_api(app: App) -> FastAPI:
     """These routes alone: the face of a worker without API."""
-    api = FastAPI(title="Tramontane worker", openapi_url=None)
+    api = FastAPI(title="Tramontane worker", openapi_url=None, dependencies=[NO_UNKNOWN])
     api.state.app = app
     api.include_router(router)
     problems.install(api)

@@ -1,7 +1,6 @@
 """What routes ask of every request, and the answer that they give: the same everywhere."""
 
 import re
-from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -87,13 +86,6 @@ def read_time(name: str, moment: datetime | None) -> datetime | None:
         return moment and moment.astimezone(UTC)
     except OverflowError:
         raise InvalidInput(name, "is out of range") from None
-
-
-def refuse_unknown(request: Request, known: Collection[str]) -> None:
-    """Raises InvalidInput for a parameter that is none of the known ones."""
-    for name in request.query_params:
-        if name not in known:
-            raise InvalidInput(name, f"is not a known parameter; there are {', '.join(sorted(known))}")
 
 
 def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from msgspec import UNSET
 
 from tramontane import sse, tracing
+from tramontane.api.parameters import Pairs, Prefixed
 from tramontane.api.requests import (
     app_of,
     caller_of,
@@ -19,7 +20,6 @@ from tramontane.api.requests import (
     read_body,
     read_time,
     read_wait,
-    refuse_unknown,
     wait_applied,
 )
 from tramontane.api.responses import EventStreamResponse
@@ -64,6 +64,7 @@ async def chat_stream(request: Request, idempotency_key: IdempotencyKey = None) 
 @router.get("/api/jobs")
 async def find_jobs(
     request: Request,
+    metadata: Annotated[Pairs, Depends(Prefixed("metadata."))],
     status: State | None = None,
     kind: str | None = None,
     model: str | None = None,
@@ -75,8 +76,7 @@ async def find_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Jobs, newest first; `metadata.NAME=VALUE` filters too. `next` is the cursor of the next page, or null."""
-    tenant, metadata = caller_of(request, Scope.READ).tenant, _metadata(request)
-    refuse_unknown(request, find_jobs_parameters | {f"metadata.{name}" for name, _ in metadata})
+    tenant = caller_of(request, Scope.READ).tenant
     wanted = JobFilter(
         state=status,
         kind=kind,
@@ -90,11 +90,6 @@ async def find_jobs(
     jobs = await app_of(request).jobs.find(tenant, wanted, before=read_cursor(cursor), limit=limit + 1)
     more = show_id("job", jobs[limit - 1].key.id) if len(jobs) > limit else None
     return json_answer({"jobs": [job_shape(job) for job in jobs[:limit]], "next": more})
-
-
-find_jobs_parameters = frozenset(
-    {"status", "kind", "model", "requestId", "error", "createdAfter", "createdBefore", "cursor", "limit"}
-)
 
 
 @router.get("/api/jobs/{job_id}")
@@ -127,7 +122,6 @@ class Reading:
 @router.get("/api/jobs/{job_id}/events", responses=_EVENTS)
 async def job_events(request: Request, job_id: str, reading: Annotated[Reading, Depends()]) -> Response:
     """The job's events after a cursor: `Last-Event-ID`, else `?lastEventId=`, else `?after=`, else all of them."""
-    refuse_unknown(request, {"after", "lastEventId", "compact", "ping", "ticket"})
     app = app_of(request)
     if reading.ticket is not None:
         key = app.tickets.open(reading.ticket, read_id("job", job_id), utc_now())
@@ -246,9 +240,3 @@ def _sequence(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 10) and text:
         raise InvalidCursor("is not the id of an event: a decimal number", past_head=False)
     return int(text or 0)
-
-
-def _metadata(request: Request) -> tuple[tuple[str, str], ...]:
-    prefix = "metadata."
-    pairs = request.query_params.multi_items()
-    return tuple((name.removeprefix(prefix), value) for name, value in pairs if name.startswith(prefix))

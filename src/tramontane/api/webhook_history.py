@@ -14,7 +14,6 @@ from tramontane.api.requests import (
     optional_id,
     read_time,
     read_wait,
-    refuse_unknown,
     wait_applied,
 )
 from tramontane.errors import NotFound
@@ -48,7 +47,6 @@ async def find_messages(
     limit: Limit = 50,
 ) -> Response:
     """Messages, newest first."""
-    refuse_unknown(request, {"event", "jobId", "since", "until", "cursor", "limit"})
     wanted = MessageFilter(
         event=event, job_id=optional_id("job", job_id), since=read_time("since", since), until=read_time("until", until)
     )
@@ -84,7 +82,6 @@ async def find_deliveries(
     limit: Limit = 50,
 ) -> Response:
     """Deliveries, newest first."""
-    refuse_unknown(request, find_deliveries_parameters)
     wanted = DeliveryFilter(
         endpoint_id=optional_id("ep", endpoint),
         event=event,
@@ -99,11 +96,6 @@ async def find_deliveries(
     found = await history.deliveries(tenant, wanted, before=optional_id("dlv", cursor), limit=limit + 1)
     more = show_id("dlv", found[limit - 1].id) if len(found) > limit else None
     return json_answer({"deliveries": [delivery_shape(one) for one in found[:limit]], "next": more})
-
-
-find_deliveries_parameters = frozenset(
-    {"endpoint", "event", "status", "errorClass", "jobId", "messageId", "since", "until", "cursor", "limit"}
-)
 
 
 @router.get("/deliveries/{delivery_id}")
@@ -139,7 +131,6 @@ async def find_attempts(
     limit: Limit = 50,
 ) -> Response:
     """Tries of deliveries, newest first."""
-    refuse_unknown(request, find_attempts_parameters)
     wanted = AttemptFilter(
         endpoint_id=optional_id("ep", endpoint),
         event=event,
@@ -153,11 +144,6 @@ async def find_attempts(
     found = await history.attempts(tenant, wanted, before=_attempt_cursor(cursor), limit=limit + 1)
     more = _show_cursor(found[limit - 1]) if len(found) > limit else None
     return json_answer({"attempts": [attempt_shape(one) for one in found[:limit]], "next": more})
-
-
-find_attempts_parameters = frozenset(
-    {"endpoint", "event", "deliveryId", "errorClass", "outcome", "since", "until", "cursor", "limit"}
-)
 
 
 def _show_cursor(attempt: AttemptLine) -> str:

@@ -14,7 +14,6 @@ from tramontane.api.requests import (
     read_body,
     read_time,
     read_wait,
-    refuse_unknown,
     wait_applied,
 )
 from tramontane.api.webhook_schemas import (
@@ -60,7 +59,6 @@ async def add_endpoint(request: Request, tenant: Admin) -> Response:
 @router.get("/endpoints")
 async def find_endpoints(request: Request, tenant: Reader, cursor: str | None = None, limit: Limit = 50) -> Response:
     """Endpoints, newest first."""
-    refuse_unknown(request, {"cursor", "limit"})
     found = await app_of(request).endpoints.find(tenant, before=optional_id("ep", cursor), limit=limit + 1)
     more = show_id("ep", found[limit - 1].id) if len(found) > limit else None
     return json_answer({"endpoints": [_endpoint(request, one) for one in found[:limit]], "next": more})
@@ -150,7 +148,6 @@ async def find_recoveries(
     request: Request, tenant: Reader, endpoint: str | None = None, cursor: str | None = None, limit: Limit = 50
 ) -> Response:
     """Recoveries, newest first."""
-    refuse_unknown(request, {"endpoint", "cursor", "limit"})
     found = await app_of(request).endpoints.recoveries.find(
         tenant, optional_id("ep", endpoint), before=optional_id("rec", cursor), limit=limit + 1
     )
