@@ -1,9 +1,14 @@
 """Who asks: a key becomes a caller, and where no key has ever been made, everybody is one.
 
-What is known of a key is kept for ten seconds, and forgotten at once when any key or tenant changes, in whichever
+What is known of a key is kept for ten seconds, and doubted at once when any key or tenant changes, in whichever
 process. When the database does not answer, nobody is let in whose key is not known by then.
+
+Nobody guesses a key; guesses are held back to spare the database. Yet many people share an address, so whether one of
+them may come in hangs on the key alone: it is looked up in any case, and what wrong keys cost their address is the
+pace. Past a number of them its other keys are looked up one at a time, and those that are wrong are told to wait.
 """
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,10 +25,12 @@ from tramontane.store.keys import CHANNEL
 KEPT: Final = timedelta(seconds=10)
 #: The header in which an operator names the tenant to act for.
 TENANT_HEADER: Final = "X-Tramontane-Tenant"
-#: Different unknown keys that one address may try in a minute: each costs a look into the database.
+#: Different unknown keys that one address may try in a minute, before it is held back.
 TRIES: Final = 30
 
 _MINUTE: Final = timedelta(minutes=1)
+#: Seconds in the line of those who are looked up one at a time.
+_PATIENCE: Final = 5.0
 _MOST_KNOWN: Final = 10_000
 _HOW: Final = "send it as `Authorization: Bearer tm_…`; `tramontane keys create` makes one"
 
@@ -34,6 +41,8 @@ class _Known:
 
     key: ApiKey | None
     since: datetime
+    #: How many changes had been told when it was asked.
+    changes: int
 
 
 class Authentication:
@@ -41,17 +50,21 @@ class Authentication:
 
     def __init__(self, store: KeyStore) -> None:
         self._store = store
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        #: By hash, those that came longest ago first. What is wrong takes no room of what is good; and what was good
+        #: once stays, since it is no guess.
+        self._good: OrderedDict[bytes, _Known] = OrderedDict()
+        self._wrong: OrderedDict[bytes, _Known] = OrderedDict()
         self._own: set[bytes] = set()
         self._tries = _Tries()
+        self._line = asyncio.Lock()
         self._needed = False
         self._open_since: datetime | None = None
         #: Rises with every change, so that what was read before one is not kept after it.
         self._changes = 0
 
     async def watch(self, listener: Listener) -> None:
-        """Forget what is known whenever a key or a tenant changes."""
-        await listener.add(CHANNEL, self._forget)
+        """Doubt what is known whenever a key or a tenant changes."""
+        await listener.add(CHANNEL, self._doubt)
 
     async def caller(self, key: str | None, *, tenant: str | None, address: str, now: datetime) -> Caller:
         """Who asks with that key, for a tenant that an operator may name.
@@ -104,42 +117,61 @@ class Authentication:
         return key
 
     async def _find(self, digest: bytes, address: str, now: datetime) -> ApiKey | None:
-        known = self._known.get(digest)
-        if known is not None and _fresh(known.since, now):
-            return known.key
-        self._tries.check(address, now)
+        known = self._good.get(digest) or self._wrong.get(digest)
+        if known is None or known.changes != self._changes or not _fresh(known.since, now):
+            held_back = digest not in self._good and self._tries.many(address, now)
+            known = await (self._look_up_in_line(digest, now) if held_back else self._look_up(digest, now))
+            self._keep(digest, known)
+            if known.key is None:
+                self._tries.count(address)
+                if held_back:
+                    raise _too_many()
+        elif known.key is not None:
+            self._good.move_to_end(digest)
+        return known.key
+
+    async def _look_up_in_line(self, digest: bytes, now: datetime) -> _Known:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._line.acquire()
+        except TimeoutError:
+            raise _too_many() from None
+        try:
+            return await self._look_up(digest, now)
+        finally:
+            self._line.release()
+
+    async def _look_up(self, digest: bytes, now: datetime) -> _Known:
         changes = self._changes
         try:
-            key = await self._store.use(digest, now)
+            return _Known(await self._store.use(digest, now), now, changes)
         except OUTAGES:
             raise _outage() from None
-        if key is None:
-            self._tries.count(address)
-        if changes == self._changes:
-            self._known[digest] = _Known(key, now)
-            if len(self._known) > _MOST_KNOWN:
-                self._known.popitem(last=False)
-        return key
 
-    def _forget(self, _: str) -> None:
+    def _keep(self, digest: bytes, known: _Known) -> None:
+        memory = self._wrong if known.key is None else self._good
+        memory[digest] = known
+        memory.move_to_end(digest)
+        if len(memory) > _MOST_KNOWN:
+            memory.popitem(last=False)
+
+    def _doubt(self, _: str) -> None:
         self._changes += 1
-        self._known.clear()
         self._open_since = None
 
 
 class _Tries:
-    """Unknown keys by address and minute. A key that is known already is not asked about here."""
+    """Unknown keys by address and minute."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._since: datetime | None = None
 
-    def check(self, address: str, now: datetime) -> None:
-        """Raises TooManyTries."""
+    def many(self, address: str, now: datetime) -> bool:
+        """Whether the address has tried as many as it may."""
         if self._since is None or not self._since <= now < self._since + _MINUTE or len(self._counts) > _MOST_KNOWN:
             self._counts, self._since = {}, now
-        if self._counts.get(address, 0) >= TRIES:
-            raise TooManyTries("this address has tried too many keys: wait a minute")
+        return self._counts.get(address, 0) >= TRIES
 
     def count(self, address: str) -> None:
         """One more."""
@@ -162,3 +194,7 @@ def _fresh(since: datetime | None, now: datetime) -> bool:
 
 def _outage() -> DatabaseError:
     return DatabaseError("the database does not answer; try again")
+
+
+def _too_many() -> TooManyTries:
+    return TooManyTries("this address has tried too many unknown keys: wait a minute")

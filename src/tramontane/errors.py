@@ -11,7 +11,7 @@
     ├── NotAllowed                a name or an origin that may not call this server
     ├── KeyRefused                no API key, or one that opens nothing (any more)
     ├── ScopeMissing              a key that may not do this
-    ├── TooManyTries              of keys that nobody knows
+    ├── TooManyTries              of keys that nobody has
     ├── InvalidTicket             expired, or not for these events
     ├── TooManyStreams            as many are open as the limits allow
     ├── Busy                      as many jobs wait as may: come back later

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from tramontane import Tramontane
 from tramontane.api import serving
 from tramontane.app import open_app
 from tramontane.authentication import KEPT, TRIES, Authentication
-from tramontane.errors import ConfigurationError, DatabaseError, KeyRefused, ScopeMissing
+from tramontane.errors import ConfigurationError, DatabaseError, KeyRefused, ScopeMissing, TooManyTries
 from tramontane.ids import utc_now
 from tramontane.keys import ApiKey, hash_of, new_key
 from tramontane.models import Scope
@@ -138,7 +138,7 @@ async def test_what_was_read_before_a_change_is_not_remembered_after_it(face: Fa
         asked = tasks.create_task(slow.caller(key, tenant=None, address="", now=now))
         await reading.wait()
         await store.revoke(known.id, now)
-        slow._forget("")
+        slow._doubt("")
         changed.set()
     assert asked.result().tenant == "acme"
     with pytest.raises(KeyRefused, match="revoked"):
@@ -186,6 +186,89 @@ async def test_who_tries_many_keys_is_asked_to_wait_and_who_has_one_is_not(face:
     for address, later in (("10.0.0.9", timedelta(0)), ("127.0.0.1", timedelta(minutes=2))):
         with pytest.raises(KeyRefused):
             await ask(new_key(), tenant=None, address=address, now=utc_now() + later)
+
+
+async def guess(authentication: Authentication, address: str, now: datetime, *, times: int = TRIES + 1) -> None:
+    """Try so many keys that nobody has."""
+    for _ in range(times):
+        with pytest.raises((KeyRefused, TooManyTries)):
+            await authentication.caller(new_key(), tenant=None, address=address, now=now)
+
+
+async def test_a_neighbour_who_guesses_shuts_out_nobody_whose_key_was_good_before(face: Face) -> None:
+    (key, known), address, now = await make_known_key(face.app), "10.0.0.9", utc_now()
+    store = KeyStore(face.app.database.pool)
+    authentication = Authentication(store)
+    await authentication.caller(key, tenant=None, address=address, now=now)
+    for later in (timedelta(0), KEPT, 2 * KEPT):
+        await guess(authentication, address, now + later)
+        caller = await authentication.caller(key, tenant=None, address=address, now=now + later)
+        assert caller.tenant == "acme"
+    authentication._doubt("")  # nor does a change of any key make it one that was never seen
+    assert (await authentication.caller(key, tenant=None, address=address, now=now + KEPT)).tenant == "acme"
+    await store.revoke(known.id, now)
+    with pytest.raises(KeyRefused, match="revoked"):
+        await authentication.caller(key, tenant=None, address=address, now=now + 3 * KEPT)
+
+
+async def test_a_neighbour_who_guesses_shuts_out_no_key_that_was_never_seen(face: Face) -> None:
+    key, address, now = await make_key(face.app), "10.0.0.9", utc_now()
+    authentication = Authentication(KeyStore(face.app.database.pool))
+    await guess(authentication, address, now, times=3 * TRIES)
+
+    assert (await authentication.caller(key, tenant=None, address=address, now=now)).tenant == "acme"
+    with pytest.raises(TooManyTries):
+        await authentication.caller(new_key(), tenant=None, address=address, now=now)
+
+
+async def test_whoever_guesses_much_is_looked_up_one_at_a_time_and_waits_for_a_while_only(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Queue[asyncio.Event]()
+
+    class Slow(KeyStore):
+        async def use(self, *how: Any) -> ApiKey | None:
+            asked.put_nowait(go_on := asyncio.Event())
+            await go_on.wait()
+            return await super().use(*how)
+
+    key, address, now = await make_key(face.app), "10.0.0.9", utc_now()
+    pool = face.app.database.pool
+    authentication = Authentication(KeyStore(pool))
+    await guess(authentication, address, now)
+    authentication._store = Slow(pool)
+    ask = authentication.caller
+    async with asyncio.TaskGroup() as tasks:
+        wrong = tasks.create_task(guess(authentication, address, now, times=1))
+        first = await asked.get()
+        right = tasks.create_task(ask(key, tenant=None, address=address, now=now))
+        other = tasks.create_task(ask(key, tenant=None, address="10.0.0.10", now=now))
+        (await asked.get()).set()  # of another address, which waits for nobody
+        assert (await other).tenant == "acme"
+        assert asked.empty()
+        assert not right.done()
+        monkeypatch.setattr("tramontane.authentication._PATIENCE", 0)
+        with pytest.raises(TooManyTries):
+            await ask(new_key(), tenant=None, address=address, now=now)
+        first.set()
+        (await asked.get()).set()
+        assert (await right).tenant == "acme"
+        await wrong
+
+
+async def test_good_keys_are_not_pushed_out_of_memory_by_wrong_ones(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tramontane.authentication._MOST_KNOWN", 3)
+    keys, now = [await make_key(face.app) for _ in range(4)], utc_now()
+    authentication = Authentication(KeyStore(face.app.database.pool))
+    await guess(authentication, "10.0.0.9", now, times=10)
+    for key in (*keys[:3], keys[0], keys[3]):
+        await authentication.caller(key, tenant=None, address="10.0.0.9", now=now)
+    await guess(authentication, "10.0.0.9", now, times=10)
+    digests = [hash_of(keys[number]) for number in (2, 0, 3)]  # the one that came longest ago has gone
+    assert list(authentication._good) == digests
+    assert len(authentication._wrong) == 3
 
 
 async def test_the_use_of_a_key_is_noted(face: Face) -> None:
