@@ -10,9 +10,11 @@ pace. Past a number of them its other keys are looked up one at a time, and thos
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
+from uuid import UUID
 
 from tramontane.errors import ConfigurationError, DatabaseError, KeyRefused, ScopeMissing, TooManyTries
 from tramontane.keys import ApiKey, hash_of, new_key, tenant_named
@@ -54,6 +56,8 @@ class Authentication:
         #: once stays, since it is no guess.
         self._good: OrderedDict[bytes, _Known] = OrderedDict()
         self._wrong: OrderedDict[bytes, _Known] = OrderedDict()
+        #: By id: those with which tickets were made.
+        self._makers: OrderedDict[bytes, _Known] = OrderedDict()
         self._own: set[bytes] = set()
         self._tries = _Tries()
         self._line = asyncio.Lock()
@@ -83,6 +87,14 @@ class Authentication:
         if (state := found.state(now)) != "active":
             raise KeyRefused(f"this key {'was revoked' if state == 'revoked' else 'has expired'}: use another one")
         return _acting(Caller(tenant=found.tenant, scopes=found.scopes, key=found.id), tenant)
+
+    async def active(self, key_id: UUID, now: datetime) -> bool:
+        """Whether a key, named by its id, opens anything still. Raises DatabaseError."""
+        known = self._makers.get(key_id.bytes)
+        if known is None or not self._holds(known, now):
+            known = await self._known(self._store.find(key_id), now)
+            _keep(self._makers, key_id.bytes, known)
+        return known.key is not None and known.key.state(now) == "active"
 
     async def needed(self, now: datetime) -> bool:
         """Whether a key is needed: from the first one on, for good. Raises DatabaseError."""
@@ -118,10 +130,10 @@ class Authentication:
 
     async def _find(self, digest: bytes, address: str, now: datetime) -> ApiKey | None:
         known = self._good.get(digest) or self._wrong.get(digest)
-        if known is None or known.changes != self._changes or not _fresh(known.since, now):
+        if known is None or not self._holds(known, now):
             held_back = digest not in self._good and self._tries.many(address, now)
-            known = await (self._look_up_in_line(digest, now) if held_back else self._look_up(digest, now))
-            self._keep(digest, known)
+            known = await (self._in_line(digest, now) if held_back else self._look_up(digest, now))
+            _keep(self._wrong if known.key is None else self._good, digest, known)
             if known.key is None:
                 self._tries.count(address)
                 if held_back:
@@ -130,7 +142,7 @@ class Authentication:
             self._good.move_to_end(digest)
         return known.key
 
-    async def _look_up_in_line(self, digest: bytes, now: datetime) -> _Known:
+    async def _in_line(self, digest: bytes, now: datetime) -> _Known:
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._line.acquire()
@@ -142,18 +154,17 @@ class Authentication:
             self._line.release()
 
     async def _look_up(self, digest: bytes, now: datetime) -> _Known:
+        return await self._known(self._store.use(digest, now), now)
+
+    async def _known(self, answer: Awaitable[ApiKey | None], now: datetime) -> _Known:
         changes = self._changes
         try:
-            return _Known(await self._store.use(digest, now), now, changes)
+            return _Known(await answer, now, changes)
         except OUTAGES:
             raise _outage() from None
 
-    def _keep(self, digest: bytes, known: _Known) -> None:
-        memory = self._wrong if known.key is None else self._good
-        memory[digest] = known
-        memory.move_to_end(digest)
-        if len(memory) > _MOST_KNOWN:
-            memory.popitem(last=False)
+    def _holds(self, known: _Known, now: datetime) -> bool:
+        return known.changes == self._changes and _fresh(known.since, now)
 
     def _doubt(self, _: str) -> None:
         self._changes += 1
@@ -176,6 +187,13 @@ class _Tries:
     def count(self, address: str) -> None:
         """One more."""
         self._counts[address] = self._counts.get(address, 0) + 1
+
+
+def _keep(memory: OrderedDict[bytes, _Known], name: bytes, known: _Known) -> None:
+    memory[name] = known
+    memory.move_to_end(name)
+    if len(memory) > _MOST_KNOWN:
+        memory.popitem(last=False)
 
 
 def _acting(caller: Caller, tenant: str | None) -> Caller:

@@ -12,7 +12,7 @@
     ├── KeyRefused                no API key, or one that opens nothing (any more)
     ├── ScopeMissing              a key that may not do this
     ├── TooManyTries              of keys that nobody has
-    ├── InvalidTicket             expired, or not for these events
+    ├── InvalidTicket             expired, not for these events, or made with a key that opens nothing any more
     ├── TooManyStreams            as many are open as the limits allow
     ├── Busy                      as many jobs wait as may: come back later
     │   ├── QueueFull             of the tenant

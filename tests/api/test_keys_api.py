@@ -18,7 +18,7 @@ from tramontane.api import serving
 from tramontane.app import open_app
 from tramontane.authentication import KEPT, TRIES, Authentication
 from tramontane.errors import ConfigurationError, DatabaseError, KeyRefused, ScopeMissing, TooManyTries
-from tramontane.ids import utc_now
+from tramontane.ids import new_id, utc_now
 from tramontane.keys import ApiKey, hash_of, new_key
 from tramontane.models import Scope
 from tramontane.ports import listen_on
@@ -193,6 +193,18 @@ async def guess(authentication: Authentication, address: str, now: datetime, *, 
     for _ in range(times):
         with pytest.raises((KeyRefused, TooManyTries)):
             await authentication.caller(new_key(), tenant=None, address=address, now=now)
+
+
+async def test_a_key_named_by_its_id_is_active_until_it_expires_or_is_revoked(face: Face) -> None:
+    store, now = KeyStore(face.app.database.pool), utc_now()
+    unwatched = Authentication(store)
+    _, short = await make_known_key(face.app, expires_at=now + timedelta(seconds=5))
+    _, known = await make_known_key(face.app)
+    for key_id, later, active in ((known.id, 0, True), (short.id, 4, True), (short.id, 5, False), (new_id(), 0, False)):
+        assert await unwatched.active(key_id, now + timedelta(seconds=later)) is active
+    await store.revoke(known.id, now)
+    assert await unwatched.active(known.id, now + KEPT - timedelta(seconds=1))  # whose hint was lost
+    assert not await unwatched.active(known.id, now + KEPT)
 
 
 async def test_a_neighbour_who_guesses_shuts_out_nobody_whose_key_was_good_before(face: Face) -> None:

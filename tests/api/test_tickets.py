@@ -1,5 +1,7 @@
 """Tickets: one job's events, for reading, for a while, without any header; and nobody writes them down."""
 
+import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -7,21 +9,28 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from clients import Frames
+from clients import QUESTION, Frames
 from faces import Face, facing
 from gate import Gate
+from keyring import bearer, make_key, make_known_key
 from logs import write_log
 
 from tramontane.errors import InvalidTicket, SecretsLocked
-from tramontane.ids import new_id
+from tramontane.ids import new_id, show_id, utc_now
 from tramontane.models import JobKey
 from tramontane.simulator import Simulator
-from tramontane.tickets import Tickets
+from tramontane.store import KeyStore
+from tramontane.tickets import Ticket, Tickets
 from tramontane.vault import Vault
 
 NOW = datetime(2026, 11, 22, 6, 46, tzinfo=UTC)
 OLD, NEW = "A" * 43 + "=", "B" * 43 + "="
-KEY = JobKey(tenant="default", id=new_id())
+JOB = JobKey(tenant="default", id=new_id())
+FREE = Ticket(job=JOB, made_with=None)
+MAKER = new_id()
+KEYED = Ticket(job=JOB, made_with=MAKER)
+
+either = pytest.mark.parametrize("made", [FREE, KEYED], ids=["free", "keyed"])
 
 
 @pytest_asyncio.fixture
@@ -40,45 +49,57 @@ async def ticket_of(face: Face, job_id: str, **form: Any) -> dict[str, Any]:
 # What a ticket is
 
 
-def test_a_ticket_opens_its_job_until_it_expires() -> None:
+@either
+def test_a_ticket_opens_its_job_until_it_expires(made: Ticket) -> None:
     tickets = Tickets(Vault([OLD]))
-    ticket, expires_at = tickets.issue(KEY, ttl=60, now=NOW)
+    ticket, expires_at = tickets.issue(made, ttl=60, now=NOW)
     assert expires_at == NOW + timedelta(seconds=60)
     for second in (0, 30, 59):
-        tickets.open(ticket, KEY.id, NOW + timedelta(seconds=second))
+        tickets.open(ticket, JOB.id, NOW + timedelta(seconds=second))
     for second in (60, 61, 3600):
         with pytest.raises(InvalidTicket):
-            tickets.open(ticket, KEY.id, NOW + timedelta(seconds=second))
+            tickets.open(ticket, JOB.id, NOW + timedelta(seconds=second))
 
 
-def test_a_ticket_opens_no_other_job_and_none_of_another_tenant() -> None:
+@either
+def test_a_ticket_opens_no_other_job_and_none_of_another_tenant(made: Ticket) -> None:
     tickets = Tickets(Vault([OLD]))
-    ticket, _ = tickets.issue(KEY, ttl=60, now=NOW)
-    assert tickets.open(ticket, KEY.id, NOW) == KEY
-    for forged, job_id in ((ticket, new_id()), (ticket.replace("_default_", "_another_"), KEY.id)):
+    ticket, _ = tickets.issue(made, ttl=60, now=NOW)
+    assert tickets.open(ticket, JOB.id, NOW) == made
+    for forged, job_id in ((ticket, new_id()), (ticket.replace("_default_", "_another_"), JOB.id)):
         with pytest.raises(InvalidTicket):
             tickets.open(forged, job_id, NOW)
 
 
-def test_any_change_of_a_ticket_makes_it_worthless() -> None:
+@either
+def test_any_change_of_a_ticket_makes_it_worthless(made: Ticket) -> None:
     tickets = Tickets(Vault([OLD]))
-    ticket, _ = tickets.issue(KEY, ttl=60, now=NOW)
+    ticket, _ = tickets.issue(made, ttl=60, now=NOW)
     later = ticket.replace(ticket.split("_")[1], str(int(ticket.split("_")[1]) + 1))
     spoiled = [ticket[:i] + ("A" if ticket[i] != "A" else "B") + ticket[i + 1 :] for i in range(len(ticket) - 1)]
     for wrong in ("", "tkt_", ticket + "A", ticket[:-1], f" {ticket}", f"{ticket}\n", later, "٣" * 60, *spoiled):
         with pytest.raises(InvalidTicket):
-            tickets.open(wrong, KEY.id, NOW)
-    tickets.open(ticket, KEY.id, NOW)
+            tickets.open(wrong, JOB.id, NOW)
+    tickets.open(ticket, JOB.id, NOW)
+
+
+def test_a_ticket_does_not_come_loose_from_the_key_that_it_was_made_with() -> None:
+    tickets = Tickets(Vault([OLD]))
+    ticket, _ = tickets.issue(KEYED, ttl=60, now=NOW)
+    head, signature = ticket.split(f"{show_id('key', MAKER)}_")
+    for forged in (f"{head}{signature}", f"{head}{show_id('key', new_id())}_{signature}"):
+        with pytest.raises(InvalidTicket):
+            tickets.open(forged, JOB.id, NOW)
 
 
 def test_every_process_that_has_the_key_knows_a_ticket_also_after_the_key_was_followed_by_another() -> None:
-    ticket, _ = Tickets(Vault([OLD])).issue(KEY, ttl=60, now=NOW)
-    Tickets(Vault([OLD])).open(ticket, KEY.id, NOW)
-    Tickets(Vault([NEW, OLD])).open(ticket, KEY.id, NOW)
+    ticket, _ = Tickets(Vault([OLD])).issue(FREE, ttl=60, now=NOW)
+    Tickets(Vault([OLD])).open(ticket, JOB.id, NOW)
+    Tickets(Vault([NEW, OLD])).open(ticket, JOB.id, NOW)
     with pytest.raises(InvalidTicket):
-        Tickets(Vault([NEW])).open(ticket, KEY.id, NOW)
+        Tickets(Vault([NEW])).open(ticket, JOB.id, NOW)
     with pytest.raises(SecretsLocked):
-        Tickets(Vault([])).issue(KEY, ttl=60, now=NOW)
+        Tickets(Vault([])).issue(FREE, ttl=60, now=NOW)
 
 
 # Over HTTP
@@ -144,6 +165,29 @@ async def test_a_ticket_of_one_process_opens_the_stream_of_another(
     ticket = await ticket_of(face, accepted["jobId"])
     async with facing(simulator, database_url, worker=False, encryption_keys=(OLD,)) as other:
         assert (await other.ask("HEAD", ticket["url"])).status == 200
+
+
+async def test_a_ticket_is_worth_no_more_than_the_key_that_it_was_made_with(
+    face: Face, simulator: Simulator, database_url: str
+) -> None:
+    unlocked = await face.submit()
+    free = await ticket_of(face, unlocked["jobId"])
+    (revoked, known), kept = await make_known_key(face.app, "default"), await make_key(face.app, "default")
+    job = (await face.ask("POST", "/api/jobs", json={"messages": QUESTION}, **bearer(kept))).json
+    tickets = [(await face.ask("POST", f"{job['statusUrl']}/ticket", **bearer(key))).json for key in (revoked, kept)]
+    async with facing(simulator, database_url, worker=False, encryption_keys=(OLD,)) as other:
+        for each, ticket in itertools.product((face, other), tickets):
+            assert (await each.ask("HEAD", ticket["url"])).status == 200
+
+        await KeyStore(face.app.database.pool).revoke(known.id, utc_now())
+
+        for each in (face, other):
+            async with asyncio.timeout(5):
+                while (answer := await each.ask("GET", tickets[0]["url"])).status != 401:
+                    pass
+            assert answer.json["code"] == "invalid_ticket"
+            assert (await each.ask("HEAD", tickets[1]["url"])).status == 200
+            assert (await each.ask("HEAD", free["url"])).status == 200
 
 
 async def test_without_a_key_that_processes_share_there_are_no_tickets(simulator: Simulator, database_url: str) -> None:

@@ -91,6 +91,15 @@ async def test_a_key_is_found_by_its_hash_alone_and_is_nowhere_in_the_database(a
     assert secret not in repr(tuple(row))
 
 
+async def test_a_key_is_found_by_its_id_in_whatever_state_and_not_marked_as_used(any_database: Database) -> None:
+    store = KeyStore(any_database.pool)
+    key, _ = await made(store)
+    assert await store.find(key.id) == key
+    revoked = await store.revoke(key.id, NOW)
+    assert await store.find(key.id) == revoked
+    assert await store.find(new_id()) is None
+
+
 async def test_a_use_is_noted_once_a_minute_and_only_of_an_active_key(any_database: Database) -> None:
     store = KeyStore(any_database.pool)
     _, digest = await made(store, a_key(expires_at=NOW + timedelta(minutes=3)))

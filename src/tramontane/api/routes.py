@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from msgspec import UNSET
@@ -25,10 +26,12 @@ from tramontane.api.requests import (
 from tramontane.api.responses import EventStreamResponse
 from tramontane.api.schemas import BODY_SCHEMA, new_job, read_cursor, read_idempotency_key
 from tramontane.api.ticket_schema import TICKET_SCHEMA, read_ttl
-from tramontane.errors import InvalidCursor
+from tramontane.app import App
+from tramontane.errors import InvalidCursor, InvalidTicket
 from tramontane.ids import iso, read_id, show_id, utc_now
 from tramontane.models import Job, JobFilter, JobKey, Scope, State, Submitted
 from tramontane.places import Place
+from tramontane.tickets import Ticket
 from tramontane.wire import accepted_shape, encode, job_shape, job_urls
 
 router = APIRouter()
@@ -124,7 +127,7 @@ async def job_events(request: Request, job_id: str, reading: Annotated[Reading, 
     """The job's events after a cursor: `Last-Event-ID`, else `?lastEventId=`, else `?after=`, else all of them."""
     app = app_of(request)
     if reading.ticket is not None:
-        key = app.tickets.open(reading.ticket, read_id("job", job_id), utc_now())
+        key = await _opened(app, reading.ticket, read_id("job", job_id), utc_now())
     else:
         key = _key(request, job_id, Scope.READ)
     # A browser comes back with the address it was given first: what it has seen since is stronger.
@@ -138,9 +141,10 @@ async def job_events(request: Request, job_id: str, reading: Annotated[Reading, 
 async def issue_ticket(request: Request, job_id: str) -> Response:
     """A ticket: for a while, whoever has it reads the job's events without any header, and does nothing else."""
     app, key, now = app_of(request), _key(request, job_id, Scope.SUBMIT), utc_now()
+    made_with = caller_of(request, Scope.SUBMIT).key
     ttl = read_ttl(await read_body(request))
     job = await app.jobs.get(key)
-    ticket, expires_at = app.tickets.issue(job.key, ttl=ttl, now=now)
+    ticket, expires_at = app.tickets.issue(Ticket(job=job.key, made_with=made_with), ttl=ttl, now=now)
     url = f"{job_urls(job)['events_url']}?ticket={ticket}"
     return json_answer({"ticket": ticket, "url": url, "expiresAt": iso(expires_at)}, 201, {"cache-control": "no-store"})
 
@@ -175,6 +179,14 @@ async def _submitted(request: Request, idempotency_key: str | None) -> Submitted
     key = read_idempotency_key(idempotency_key)
     job = new_job(body, app.settings, tenant=tenant, idempotency_key=key, now=utc_now(), callbacks=app.callbacks)
     return await app.jobs.submit(dataclasses.replace(job, trace_context=tracing.current()))
+
+
+async def _opened(app: App, ticket: str, job_id: UUID, now: datetime) -> JobKey:
+    """The job that a ticket opens. Raises InvalidTicket, also when the API key that it was made with opens nothing."""
+    said = app.tickets.open(ticket, job_id, now)
+    if said.made_with is not None and not await app.authentication.active(said.made_with, now):
+        raise InvalidTicket("the API key that this ticket was made with was revoked or has expired: ask for a new one")
+    return said.job
 
 
 async def _events(

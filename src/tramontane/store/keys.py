@@ -48,6 +48,11 @@ class KeyStore:
         row = await self._pool.fetchrow(SQL.use_key, digest, now)
         return row and _key(row)
 
+    async def find(self, key_id: UUID) -> ApiKey | None:
+        """The key with that id, in whatever state. It is not marked as used."""
+        row = await self._pool.fetchrow(SQL.find_key, key_id)
+        return row and _key(row)
+
     async def any(self) -> bool:
         """Whether there has ever been a key."""
         return bool(await self._pool.fetchval(SQL.any_key))

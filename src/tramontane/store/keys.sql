@@ -12,6 +12,10 @@ WITH used AS (
 )
 SELECT * FROM api_keys WHERE hash = $1
 
+-- name: find_key
+-- By its id alone: an operator's acts for other tenants than its own.
+SELECT * FROM api_keys WHERE id = $1
+
 -- name: any_key
 -- Revoked and expired ones count: a server that has asked for keys asks for them ever after.
 SELECT EXISTS (SELECT FROM api_keys)
