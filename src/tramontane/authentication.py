@@ -111,13 +111,12 @@ class Authentication:
         """Ask for keys from now on, whether there are any or not."""
         self._needed = True
 
-    async def insist(self) -> None:
-        """The same, where others can reach us. Raises ConfigurationError when nobody has a key."""
+    async def insist(self, why: str, instead: str) -> None:
+        """The same, where others can reach us. Raises ConfigurationError when nobody has a key, saying both."""
         self.close()
         if not await self._store.any():
             raise ConfigurationError(
-                "TRAMONTANE_HOST is an address that others reach, and nobody has a key yet: make one first, with "
-                "`tramontane keys create`, or listen on 127.0.0.1"
+                f"{why}, and nobody has a key yet: make one first, with `tramontane keys create`, or {instead}"
             )
 
     def own_key(self) -> str:

@@ -206,7 +206,10 @@ class Settings:
         (), "TRAMONTANE_CORS_ORIGINS", _words, "origins that may call the API from a browser, by comma"
     )
     allowed_hosts: tuple[str, ...] = _setting(
-        (), "TRAMONTANE_ALLOWED_HOSTS", _words, "host names that a proxy in front passes on, by comma, besides loopback"
+        (),
+        "TRAMONTANE_ALLOWED_HOSTS",
+        _words,
+        "host names that a proxy in front passes on, by comma; any but loopback's need API keys",
     )
     public_url: str = _setting(
         "", "TRAMONTANE_PUBLIC_URL", _url, "address of this server as webhooks' receivers know it, for links"
@@ -261,10 +264,19 @@ class Settings:
     @property
     def on_loopback(self) -> bool:
         """Whether only programs of this machine reach the address to listen on."""
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
+
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether a proxy lets others reach it all the same: names are allowed that are not loopback's."""
+        return not all(_is_loopback(name) for name in self.allowed_hosts)
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return name.lower() == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def read_settings(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:

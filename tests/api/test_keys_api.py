@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,14 +14,15 @@ from gate import Gate
 from keyring import bearer, make_key, make_known_key
 
 from tramontane import Tramontane
-from tramontane.api import serving
-from tramontane.app import open_app
+from tramontane.api import create_api, serving
+from tramontane.api.operations_routes import create_operations_api
+from tramontane.app import App, open_app
 from tramontane.authentication import KEPT, TRIES, Authentication
 from tramontane.errors import ConfigurationError, DatabaseError, KeyRefused, ScopeMissing, TooManyTries
 from tramontane.ids import new_id, utc_now
 from tramontane.keys import ApiKey, hash_of, new_key
 from tramontane.models import Scope
-from tramontane.ports import listen_on
+from tramontane.ports import listen_on, url_of
 from tramontane.settings import Settings
 from tramontane.simulator import Simulator
 from tramontane.store import KeyStore, TenantStore
@@ -374,9 +375,43 @@ async def test_an_address_that_others_reach_is_served_only_once_there_is_a_key(
                     assert (await face.ask("GET", "/api/jobs", headers=headers)).status == status
 
 
-async def test_such_an_address_is_never_open_even_before_it_has_looked(simulator: Simulator, database_url: str) -> None:
-    from tramontane.api import create_api
+async def test_behind_a_proxy_the_loopback_too_is_served_only_once_there_is_a_key(
+    simulator: Simulator, database_url: str
+) -> None:
+    named = {"Host": "jobs.example"}
+    settings = Settings(database_url=database_url, mistral_server_url=simulator.url, allowed_hosts=("jobs.example",))
+    async with open_app(settings, worker=False) as app:
+        with listen_on("127.0.0.1", 0) as bound, pytest.raises(ConfigurationError, match="TRAMONTANE_ALLOWED_HOSTS"):
+            async with serving(app, bound):
+                raise AssertionError("it was served")
 
+        key = await make_key(app)
+        with listen_on("127.0.0.1", 0) as bound:
+            async with serving(app, bound), Face.to(url_of(bound)) as face:
+                assert (await face.ask("GET", "/api/jobs", headers=named)).status == 401
+                with_key = bearer(key)["headers"]
+                assert (await face.ask("GET", "/api/jobs", headers=with_key | named)).status == 200
+                elsewhere = with_key | {"Host": "evil.example"}
+                assert (await face.ask("GET", "/api/jobs", headers=elsewhere)).status == 403
+
+
+@pytest.mark.parametrize("create", [create_api, create_operations_api])
+async def test_behind_a_proxy_no_face_is_open_even_before_it_has_looked(
+    simulator: Simulator, database_url: str, create: Callable[[App], object]
+) -> None:
+    settings = Settings(database_url=database_url, mistral_server_url=simulator.url, allowed_hosts=("jobs.example",))
+    async with open_app(settings, worker=False) as app:
+        create(app)
+        with pytest.raises(KeyRefused):
+            await app.authentication.caller(None, tenant=None, address="", now=utc_now())
+
+
+async def test_names_of_the_loopback_itself_leave_it_open(simulator: Simulator, database_url: str) -> None:
+    async with facing(simulator, database_url, worker=False, allowed_hosts=("localhost",)) as face:
+        assert (await face.ask("GET", "/api/jobs")).status == 200
+
+
+async def test_such_an_address_is_never_open_even_before_it_has_looked(simulator: Simulator, database_url: str) -> None:
     settings = Settings(database_url=database_url, mistral_server_url=simulator.url, host="192.168.1.4")
     async with open_app(settings, worker=False) as app:
         create_api(app)

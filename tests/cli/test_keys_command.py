@@ -94,6 +94,15 @@ def test_an_address_that_others_reach_is_refused_without_keys_and_served_with_on
         assert with_key(terminal, key).run("jobs", "list").code == 0
 
 
+def test_a_loopback_behind_a_proxy_is_refused_without_keys_by_the_same_line(terminal: Terminal) -> None:
+    behind = Terminal(terminal.data_dir, **{**terminal.environment, "TRAMONTANE_ALLOWED_HOSTS": "jobs.example"})
+    refused = behind.run("serve", "--port", "0")
+    assert refused.code == 2
+    assert refused.err.splitlines()[-1].startswith("error: TRAMONTANE_ALLOWED_HOSTS")
+    assert "tramontane keys create" in refused.err
+    assert "Traceback" not in refused.err
+
+
 async def test_a_command_that_opens_the_engine_itself_needs_no_key(terminal: Terminal) -> None:
     terminal.run("keys", "create")
     answered = await asyncio.to_thread(terminal.run, "submit", "Say: aye", "--wait")

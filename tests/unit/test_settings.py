@@ -68,6 +68,20 @@ def test_an_address_that_others_reach_is_told_from_loopback(host: str, inside: b
     assert Settings(host=host).on_loopback is inside
 
 
+@pytest.mark.parametrize(
+    ("names", "behind"),
+    [
+        ((), False),
+        (("localhost", "LOCALHOST", "127.0.0.1", "127.0.0.2", "::1"), False),
+        (("jobs.example",), True),
+        (("localhost", "10.0.0.4"), True),
+        (("tramontane.localhost",), True),
+    ],
+)
+def test_a_name_that_is_not_loopbacks_means_a_proxy_in_front(names: tuple[str, ...], behind: bool) -> None:
+    assert Settings(allowed_hosts=names).behind_proxy is behind
+
+
 def test_a_secret_is_never_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_settings({"DATABASE_URL": "mysql://user:hunter2@host/db"})

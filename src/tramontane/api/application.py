@@ -12,7 +12,7 @@ from tramontane.api import problems
 from tramontane.api.authentication import Authenticated
 from tramontane.api.bulk_routes import router as bulk
 from tramontane.api.description import complete
-from tramontane.api.guard import ANY_HOST, Guard
+from tramontane.api.guard import Guard, close_to_others
 from tramontane.api.limits_routes import router as limits
 from tramontane.api.operations_routes import router as operations
 from tramontane.api.parameters import NO_UNKNOWN
@@ -79,9 +79,5 @@ def create_api(app: App) -> FastAPI:
                 "X-Stream-Retention-Seconds",
             ],
         )
-    hosts = app.settings.allowed_hosts
-    if not app.settings.on_loopback:
-        app.authentication.close()
-        hosts = ANY_HOST
-    api.add_middleware(Guard, hosts=hosts, origins=app.settings.cors_origins)
+    api.add_middleware(Guard, hosts=close_to_others(app), origins=app.settings.cors_origins)
     return api

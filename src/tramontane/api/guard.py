@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tramontane.api.problems import response_to
+from tramontane.app import App
 from tramontane.errors import NotAllowed
 
 #: For a server that asks everybody for a key.
@@ -45,6 +46,13 @@ class Guard:
         if name is not None and name in (self._hosts or {host}):
             return None
         return NotAllowed("pages of this origin may not call this server: TRAMONTANE_CORS_ORIGINS names those that may")
+
+
+def close_to_others(app: App) -> tuple[str, ...]:
+    """The names that a server of this app goes by. Where others can reach it, it asks for keys from now on."""
+    if app.settings.behind_proxy or not app.settings.on_loopback:
+        app.authentication.close()
+    return app.settings.allowed_hosts if app.settings.on_loopback else ANY_HOST
 
 
 def _name(url: str) -> str | None:

@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tramontane.api import problems
 from tramontane.api.authentication import Authenticated
-from tramontane.api.guard import ANY_HOST, Guard
+from tramontane.api.guard import Guard, close_to_others
 from tramontane.api.parameters import NO_UNKNOWN
 from tramontane.api.requests import app_of, caller_of, json_answer
 from tramontane.app import App
@@ -43,9 +43,5 @@ def create_operations_api(app: App) -> FastAPI:
     api.include_router(router)
     problems.install(api)
     api.add_middleware(Authenticated, authentication=app.authentication)
-    hosts = app.settings.allowed_hosts
-    if not app.settings.on_loopback:
-        app.authentication.close()
-        hosts = ANY_HOST
-    api.add_middleware(Guard, hosts=hosts, origins=())
+    api.add_middleware(Guard, hosts=close_to_others(app), origins=())
     return api

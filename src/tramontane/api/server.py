@@ -21,10 +21,10 @@ _LAST_REQUESTS = 2.0
 async def serving(app: App, bound: socket.socket, *, api: FastAPI | None = None) -> AsyncIterator[None]:
     """Serve the API, or another one of the app, on a bound socket until the block is left.
 
-    Raises ConfigurationError for an address that others reach while nobody has a key.
+    Raises ConfigurationError where others reach the API while nobody has a key.
     """
-    if api is None and not ip_address(bound.getsockname()[0]).is_loopback:
-        await app.authentication.insist()
+    if api is None:
+        await _ask_for_keys(app, bound)
     config = uvicorn.Config(
         api or create_api(app),
         loop="none",
@@ -45,6 +45,15 @@ async def serving(app: App, bound: socket.socket, *, api: FastAPI | None = None)
             app.streams.drain()
             app.listeners.drain()
             server.should_exit = True
+
+
+async def _ask_for_keys(app: App, bound: socket.socket) -> None:
+    if not ip_address(bound.getsockname()[0]).is_loopback:
+        await app.authentication.insist("TRAMONTANE_HOST is an address that others reach", "listen on 127.0.0.1")
+    elif app.settings.behind_proxy:
+        await app.authentication.insist(
+            "TRAMONTANE_ALLOWED_HOSTS names a proxy through which others come", "allow loopback's names alone"
+        )
 
 
 class _Server(uvicorn.Server):
