@@ -41,7 +41,7 @@ def _row(setting: "dataclasses.Field[typing.Any]", flags: dict[str, str]) -> str
 
 def _shown(default: object) -> str:
     if isinstance(default, tuple):
-        default = ",".join(default)
+        default = ",".join(map(str, default))
     number = f"{default:.10g}" if isinstance(default, float) else str(default)
     return f"`{number}`" if number else ""
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from tramontane.errors import ConfigurationError
 
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 
@@ -210,6 +211,12 @@ class Settings:
         "TRAMONTANE_ALLOWED_HOSTS",
         _words,
         "host names that a proxy in front passes on, by comma; any but loopback's need API keys",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        _LOOPBACK,
+        "TRAMONTANE_TRUSTED_PROXIES",
+        _networks,
+        "addresses of proxies in front, by comma: what they say in `X-Forwarded-For` is a client's address",
     )
     public_url: str = _setting(
         "", "TRAMONTANE_PUBLIC_URL", _url, "address of this server as webhooks' receivers know it, for links"

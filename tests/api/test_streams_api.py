@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from ipaddress import ip_address, ip_network
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,9 @@ from clients import QUESTION, Frame, Frames, Reader, browse, follow
 from faces import Face, facing
 from logs import write_log
 
+from tramontane.api.server import trusted_hosts
 from tramontane.ids import utc_now
+from tramontane.settings import read_settings
 from tramontane.simulator import Behaviour, Simulator
 from tramontane.store import EventStore
 
@@ -445,6 +448,38 @@ async def test_streams_beyond_the_limit_of_an_address_are_asked_to_wait(
     for answer in (refused, posted, full):
         assert (answer.status, answer.json["code"], answer.headers["Retry-After"]) == (429, "too_many_streams", "5")
     assert [job["jobId"] for job in jobs] == [accepted["jobId"]]  # the stream was refused before a job was made
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "status"),
+    [
+        (None, "192.0.2.8", 200),  # this machine's are believed
+        (None, "192.0.2.7", 429),
+        (None, "192.0.2.9, 192.0.2.7", 429),  # what the client itself had said before
+        (None, "192.0.2.7, 127.0.0.1", 429),  # two of them, one behind the other
+        ("127.0.0.0/8", "192.0.2.8", 200),
+        ("127.0.0.0/8,192.0.2.8", "192.0.2.7, 192.0.2.8", 429),
+        ("10.0.0.0/8,::1", "192.0.2.8", 429),  # nobody who is asked about an address comes from there
+    ],
+)
+async def test_an_address_is_what_a_trusted_proxy_says(
+    simulator: Simulator, database_url: str, proxies: str | None, forwarded: str, status: int
+) -> None:
+    environment = {} if proxies is None else {"TRAMONTANE_TRUSTED_PROXIES": proxies}
+    trusted = read_settings(environment).trusted_proxies
+    async with facing(simulator, database_url, worker=False, streams_per_address=1, trusted_proxies=trusted) as face:
+        url = f"{face.url}{(await face.submit())['eventsUrl']}"
+        async with (
+            face.session.get(url, headers={"X-Forwarded-For": "192.0.2.7"}) as first,
+            face.session.get(url, headers={"X-Forwarded-For": forwarded}) as second,
+        ):
+            assert (first.status, second.status) == (200, status)
+
+
+async def test_the_addresses_of_proxies_are_known_also_where_one_socket_hears_both_families() -> None:
+    proxies = trusted_hosts((ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
+    assert proxies == ["10.0.0.0/8", "::ffff:10.0.0.0/104", "fd00::/8"]
+    assert ip_address("::ffff:10.1.2.3") in ip_network(proxies[1])
 
 
 async def test_a_refused_stream_takes_no_place(idle: Face) -> None:

@@ -26,7 +26,7 @@ import yaml
 from cryptography.fernet import Fernet
 
 from tramontane.ports import listen_on
-from tramontane.settings import Settings, seconds
+from tramontane.settings import Settings, read_settings, seconds
 from tramontane.simulator import Behaviour, Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +138,7 @@ IDS = [unit.name for unit in UNITS]
 @pytest.mark.parametrize("unit", UNITS, ids=IDS)
 def test_every_variable_is_a_setting_and_holds_what_it_takes(unit: Unit) -> None:
     assert unit.environment.keys() <= SETTINGS
+    assert read_settings({name: text for name, text in unit.environment.items() if text != "CHANGE-ME"})
     assert {"DATABASE_URL", "MISTRAL_API_KEY", "TRAMONTANE_ENCRYPTION_KEY"} <= unit.environment.keys()
 
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
-from ipaddress import ip_address
+from collections.abc import AsyncIterator, Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import uvicorn
 from fastapi import FastAPI
@@ -34,6 +34,7 @@ async def serving(app: App, bound: socket.socket, *, api: FastAPI | None = None)
         access_log=False,
         log_config=None,
         server_header=False,
+        forwarded_allow_ips=trusted_hosts(app.settings.trusted_proxies),
         timeout_graceful_shutdown=round(_LAST_REQUESTS),
     )
     server = _Server(config)
@@ -54,6 +55,16 @@ async def _ask_for_keys(app: App, bound: socket.socket) -> None:
         await app.authentication.insist(
             "TRAMONTANE_ALLOWED_HOSTS names a proxy through which others come", "allow loopback's names alone"
         )
+
+
+def trusted_hosts(proxies: Iterable[IPv4Network | IPv6Network]) -> list[str]:
+    """Proxies as uvicorn takes them. A socket that hears both families shows IPv4's addresses as IPv6's."""
+    hosts = []
+    for network in proxies:
+        hosts.append(str(network))
+        if network.version == 4:
+            hosts.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return hosts
 
 
 class _Server(uvicorn.Server):
