@@ -71,8 +71,10 @@ class Prices:
         usage: as Mistral reported it, JSON; at: in UTC.
         """
         tokens = read_tokens(usage)
-        if tokens is None:
-            return None
+        return None if tokens is None else self.price(model, tokens, at)
+
+    def price(self, model: str, tokens: Tokens, at: datetime) -> Money | None:
+        """What so many tokens cost at a time (UTC); None without a price."""
         found = next((entry for entry in self._entries if entry.covers(model, at.date())), None)
         return None if found is None else found.of(tokens)
 

@@ -74,6 +74,7 @@ class AttemptShape(msgspec.Struct, rename="camel"):
     error: ErrorShape | None
     correlation_id: str | None
     usage: Raw
+    unreported: bool
 
 
 class AcceptedShape(msgspec.Struct, rename="camel"):
@@ -193,6 +194,7 @@ def _attempt_shape(attempt: AttemptRecord) -> AttemptShape:
         error=error_shape(attempt.failure),
         correlation_id=attempt.correlation_id,
         usage=_raw(attempt.usage),
+        unreported=attempt.unreported,
     )
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,32 @@ async def test_a_budget_that_is_nearly_spent_is_told(idle: Face, tokens: int, he
     )
     answer = await idle.ask("POST", "/api/jobs", json={"messages": QUESTION})
     assert answer.headers.get("X-Budget-Used") == header
+
+
+async def test_cancelling_does_not_get_around_a_budget(simulator: Simulator, database_url: str, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "*"\nfrom = 2026-01-01\ninput = 1\noutput = 1\ncurrency = "EUR"\n')
+    simulator.behaviour = Behaviour(silence_after=61)
+    async with facing(simulator, database_url, prices=str(prices)) as api:
+        pool = api.app.database.pool
+        await pool.execute(
+            "INSERT INTO tenants (id, daily_tokens, on_budget, created_at, updated_at)"
+            " VALUES ('default', 170, 'fail', now(), now())"
+        )
+        accepted = await api.submit()
+        await simulator.wait_for_chunks(1, 61)
+        await told(api, "POST", accepted["cancelUrl"], 200)
+        [attempt] = (await api.job(accepted["jobId"]))["attempts"]
+        spent = await pool.fetchrow("SELECT prompt_tokens + completion_tokens AS tokens, cost FROM spendings")
+        tokens = await pool.fetchval("SELECT tokens FROM job_attempts")
+        api.app.standings._tenants.clear()  # what it knows is good for a second
+        refused = await told(api, "POST", "/api/jobs", 429, json={"messages": QUESTION})
+
+    assert (attempt["outcome"], attempt["unreported"], attempt["usage"]) == ("cancelled", True, None)
+    assert spent is not None
+    assert spent["tokens"] == tokens >= 170
+    assert spent["cost"] == Decimal(tokens).scaleb(-6)
+    assert refused["code"] == "budget_exhausted"
 
 
 async def test_jobs_are_listed_by_their_error(idle: Face) -> None:

@@ -175,5 +175,6 @@ async def test_a_refused_ending_spends_nothing(lives: Lives) -> None:
     await lives.worker()
     attempt = await lives.running()
     await lives.jobs.cancel(attempt.job.key, at(1))
+    [before] = await lives.pool.fetch("SELECT * FROM spendings")
     await lives.jobs.end([ending(attempt, own_usage=USAGE, events=(NewEvent("complete", b"{}"),))])
-    assert await lives.pool.fetchval("SELECT count(*) FROM spendings") == 0
+    assert await lives.pool.fetch("SELECT * FROM spendings") == [before]

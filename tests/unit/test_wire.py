@@ -104,6 +104,7 @@ def test_a_failed_job_has_its_error_and_its_attempts() -> None:
             "error": {"code": "timeout", "message": "too slow", "retryable": True},
             "correlationId": None,
             "usage": None,
+            "unreported": False,
         }
     ]
 

@@ -32,12 +32,13 @@ from tramontane.models import (
     State,
     Submitted,
 )
+from tramontane.prices import Prices
 from tramontane.store.buckets import settle
 from tramontane.store.limits import admit
 from tramontane.store.messages import START_ALLOWANCE, START_HEALTH, origin_id, publish
 from tramontane.store.pasts import read_pasts
 from tramontane.store.rows import Connection, Pool, attempt_from, callback_from, job_from, key_from
-from tramontane.store.spendings import Spent, spend, spent_by
+from tramontane.store.spendings import Spent, spend, spent_by, spent_unreported
 from tramontane.store.statements import Statements
 from tramontane.webhooks import messages
 from tramontane.wire import error_body, utf16_length
@@ -63,12 +64,13 @@ _Earlier = dict[JobKey | tuple[str, str], tuple[Job, bytes | None]]
 class JobStore:
     """Verbs about jobs. What webhooks tell of them is written in the same transactions.
 
-    public_url: of this server, for the links in webhooks.
+    public_url: of this server, for the links in webhooks. prices: of what attempts may have used that end unreported.
     """
 
-    def __init__(self, pool: Pool, *, public_url: str = "") -> None:
+    def __init__(self, pool: Pool, *, public_url: str = "", prices: Prices | None = None) -> None:
         self._pool = pool
         self._public_url = public_url
+        self._prices = prices or Prices()
 
     async def submit(
         self, jobs: Sequence[NewJob], now: datetime
@@ -170,9 +172,12 @@ class JobStore:
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
+                lost: list[tuple[JobKey, int]] = []
                 if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
                     await self._give_up(connection, job_from(row), entry.id, now)
+                    lost = [(entry.key, row["attempt"])]
                 await queue.remove(connection, [entry.id])
+                await self._spend_unreported(connection, lost)
         except OUTAGES as error:
             return error
         return None
@@ -194,7 +199,7 @@ class JobStore:
             ended = [ending.entry_id for ending in endings if (ending.key, ending.attempt) in jobs]
             if ended:
                 await queue.remove(connection, ended)
-            await spend(connection, _spent(rows, endings))
+            await spend(connection, await self._spent(connection, rows, endings))
             used = {ending.key.id: tokens_of(ending.own_usage) for ending in endings}
             await settle(connection, [(row, used[row["id"]]) for row in rows])
         return [jobs.get((ending.key, ending.attempt)) or _overtaken(ending.key, ending.attempt) for ending in endings]
@@ -239,7 +244,22 @@ class JobStore:
             outcome = "failed" if requeue.failure and not requeue.refused else "handover"
             job = await _requeue(connection, requeue, outcome, now)
             await spend(connection, [spent_by(job, requeue.usage, requeue.cost, now)])
+            if requeue.unreported:
+                await self._spend_unreported(connection, [(requeue.key, requeue.attempt)])
             return job
+
+    async def _spent(
+        self, connection: Connection, rows: Sequence[asyncpg.Record], endings: Sequence[Ending]
+    ) -> list[Spent | None]:
+        """What the attempts have used that have just ended; a repeat of an ending has used nothing more."""
+        own = {(ending.key, ending.attempt): ending for ending in endings}
+        ended = [(job, own[job.key, job.attempt]) for job in map(job_from, rows)]
+        unreported = [(job.key, job.attempt) for job, ending in ended if ending.unreported]
+        reported = [spent_by(job, ending.own_usage, ending.cost, ending.at) for job, ending in ended]
+        return reported + list(await spent_unreported(connection, unreported, self._prices))
+
+    async def _spend_unreported(self, connection: Connection, attempts: Sequence[tuple[JobKey, int]]) -> None:
+        await spend(connection, await spent_unreported(connection, attempts, self._prices))
 
     async def cancel(self, key: JobKey, now: datetime) -> Job:
         """End a job at once, whatever it is doing; a job that has ended stays as it is. Raises NotFound.
@@ -262,6 +282,8 @@ class JobStore:
             await self._tell(connection, "cancelled", [row], now)
             if row["entry_id"] is not None:
                 await queue.cancel(connection, row["entry_id"])
+            if job.state == State.RUNNING:
+                await self._spend_unreported(connection, [(key, job.attempt)])
         return job_from(row)
 
     async def erase(self, key: JobKey, now: datetime) -> None:
@@ -275,18 +297,24 @@ class JobStore:
         async with self._pool.acquire() as connection, connection.transaction():
             rows = {key_from(row): row for row in await connection.fetch(SQL.in_flight_since, now - older_than)}
             orphans = await queue.without_entry(connection, list(rows)) if rows else []
+            lost: list[tuple[JobKey, int]] = []
             for key in orphans:
                 row = await connection.fetchrow(SQL.lock_job, key.tenant, key.id)
                 if row is None or (row["state"], row["attempt"]) != (rows[key]["state"], rows[key]["attempt"]):
                     continue
                 if row["state"] == State.RUNNING:
                     await self._give_up(connection, job_from(row), row["entry_id"], now)
+                    lost.append((key, row["attempt"]))
                 else:
                     await connection.execute(SQL.readmit_job, key.tenant, key.id)
+            await self._spend_unreported(connection, lost)
         return len(orphans)
 
     async def _give_up(self, connection: Connection, job: Job, entry_id: int, now: datetime) -> None:
-        """The running attempt's worker is lost: once more, or, its attempts spent, never again."""
+        """The running attempt's worker is lost: once more, or, its attempts spent, never again.
+
+        What it may have used is the caller's to spend, last of all.
+        """
         failure = Failure(code=Interrupted.code, message="the worker was lost", retryable=True)
         if job.failures + 1 < job.attempts:
             requeue = Requeue(
@@ -479,13 +507,6 @@ def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
         [ending.key.tenant for ending, _, _ in events],
         [tokens_of(ending.own_usage) for ending in endings],
     )
-
-
-def _spent(rows: Sequence[asyncpg.Record], endings: Sequence[Ending]) -> list[Spent | None]:
-    """What the attempts have used that have just ended; a repeat of an ending has used nothing more."""
-    own = {(ending.key, ending.attempt): ending for ending in endings}
-    ended = [(job, own[job.key, job.attempt]) for job in map(job_from, rows)]
-    return [spent_by(job, ending.own_usage, ending.cost, ending.at) for job, ending in ended]
 
 
 def _attempt(row: asyncpg.Record, past: Past | None) -> Attempt:

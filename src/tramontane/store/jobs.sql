@@ -157,8 +157,7 @@ WITH given AS (
        SET ended_at = g.at, outcome = g.state, error_code = g.code, error_message = g.message,
            error_retryable = g.retryable, correlation_id = g.correlation_id, usage = g.own_usage::json,
            unreported = g.unreported, cost = g.cost,
-           -- What Mistral may have counted and did not say is what was set aside for it.
-           tokens = coalesce(g.tokens, CASE WHEN g.unreported THEN e.reserved ELSE 0 END)
+           tokens = coalesce(g.tokens, 0)
       FROM ended e JOIN given g USING (tenant_id, id, attempt)
      WHERE a.tenant_id = e.tenant_id AND a.job_id = e.id AND a.attempt = e.attempt
 ), result AS (
@@ -197,7 +196,7 @@ WITH requeued AS (
     UPDATE job_attempts a
        SET ended_at = $5, outcome = $6, reason = $7, error_code = $8, error_message = $9, error_retryable = $10,
            correlation_id = $11, usage = $12::text::json, unreported = $13, cost = $14,
-           tokens = coalesce($16::integer, CASE WHEN $13 THEN r.reserved ELSE 0 END)
+           tokens = coalesce($16::integer, 0)
       FROM requeued r
      WHERE a.tenant_id = r.tenant_id AND a.job_id = r.id AND a.attempt = r.attempt
 )
@@ -217,7 +216,7 @@ WITH cancelled AS (
 ), attempt AS (
     UPDATE job_attempts a
        SET ended_at = $3, outcome = 'cancelled', error_code = 'cancelled', error_message = $4, error_retryable = false,
-           tokens = c.reserved
+           unreported = true
       FROM cancelled c
      WHERE a.tenant_id = c.tenant_id AND a.job_id = c.id AND a.attempt = c.attempt AND a.outcome = 'running'
 ), final AS (

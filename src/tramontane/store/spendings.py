@@ -1,12 +1,18 @@
-"""What tenants have used in a day: written in the transaction in which an attempt ends, from its own usage."""
+"""What tenants have used in a day: written in the transaction in which an attempt ends.
+
+It is what Mistral reported of the attempt; of one that it may have billed without saying so it is an estimate, or a
+tenant that cancels its jobs in time would use what no budget knows of.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
-from tramontane.models import Job, Money, Tokens
-from tramontane.prices import read_tokens
+import asyncpg
+
+from tramontane.models import Job, JobKey, Money, Tokens
+from tramontane.prices import Prices, read_tokens
 from tramontane.store.rows import Connection
 from tramontane.store.statements import Statements
 
@@ -34,6 +40,26 @@ def spent_by(job: Job, usage: str | None, cost: Money | None, at: datetime) -> S
     if tokens is None:
         return None
     return Spent(tenant=job.key.tenant, day=at.astimezone(UTC).date(), model=job.model, tokens=tokens, cost=cost)
+
+
+async def spent_unreported(
+    connection: Connection, attempts: Sequence[tuple[JobKey, int]], prices: Prices
+) -> list[Spent]:
+    """What ended attempts have used that are marked as unreported, about: it is written down with each of them, too."""
+    if not attempts:
+        return []
+    keys = [key for key, _ in attempts]
+    numbers = [attempt for _, attempt in attempts]
+    rows = await connection.fetch(SQL.count_unreported, [key.tenant for key in keys], [key.id for key in keys], numbers)
+    return [_estimated(row, prices) for row in rows]
+
+
+def _estimated(row: asyncpg.Record, prices: Prices) -> Spent:
+    at = row["ended_at"].astimezone(UTC)
+    prompt = min(row["prompt_tokens"], row["tokens"])
+    tokens = Tokens(prompt=prompt, completion=row["tokens"] - prompt)
+    cost = prices.price(row["model"], tokens, at)
+    return Spent(tenant=row["tenant_id"], day=at.date(), model=row["model"], tokens=tokens, cost=cost)
 
 
 async def spend(connection: Connection, attempts: Sequence[Spent | None]) -> None:
