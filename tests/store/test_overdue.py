@@ -131,6 +131,16 @@ async def test_jobs_beyond_a_budget_fail_where_the_tenant_wants_that(
     )
 
 
+@pytest.mark.parametrize("budget", ["daily_tokens", "daily_cost"])
+async def test_a_budget_of_nothing_is_spent_before_anything_is_used(
+    lives: Lives, overdue: OverdueStore, budget: str
+) -> None:
+    await lives.tenant(on_budget="fail", **{budget: 0})
+    [job] = await lives.submit(new_job())
+    [ended] = await overdue.exhaust(at(1))
+    assert ended.key == job.key
+
+
 async def test_a_budget_begins_anew_at_midnight_utc(lives: Lives, overdue: OverdueStore) -> None:
     await lives.tenant(daily_tokens=100, on_budget="fail")
     await spent(lives, tokens=100)

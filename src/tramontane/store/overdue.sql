@@ -14,7 +14,7 @@ SELECT min(deadline) FROM jobs WHERE state = 'queued' AND deadline IS NOT NULL
 WITH spent AS (
     SELECT t.id
       FROM tenants t
-      JOIN LATERAL (SELECT sum(prompt_tokens + completion_tokens) AS tokens, sum(cost) AS cost
+      JOIN LATERAL (SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens, coalesce(sum(cost), 0) AS cost
                       FROM spendings s
                      WHERE s.tenant_id = t.id AND s.day = $1) AS today ON true
      WHERE t.on_budget = 'fail' AND (today.tokens >= t.daily_tokens OR today.cost >= t.daily_cost)
