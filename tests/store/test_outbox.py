@@ -13,6 +13,7 @@ from tramontane.models import JobKey, NewJob, State
 from tramontane.store import JobStore, jobs
 from tramontane.store.messages import origin_id
 from tramontane.webhooks.messages import EVENTS, FILTERS, LARGEST_BODY
+from tramontane.webhooks.models import Exchange
 
 COMPLETION = b'{"id":"cmpl-1",  "n": 1.0e+3, "h\\u00e9":"\\ud83d\\ude00","usage":{"prompt_tokens":1}}'
 
@@ -432,6 +433,24 @@ async def test_an_erased_jobs_bodies_go_and_what_waits_is_cancelled(told: Told) 
     # What had been let through finds nothing to send.
     assert rows[attempt.job.key.id, False]["id"] == under_way
     assert (await told.load_one(at(12))).body is None
+
+
+async def test_what_receivers_answered_goes_with_an_erased_job(told: Told) -> None:
+    await told.endpoint("*.completed")
+    mine, other = await told.running(), await told.running()
+    await told.jobs.end([ending(mine), ending(other)])
+    quoting = Exchange(status=200, headers=(("x-echo", "Hi"),), body=b"You said: Hi")
+    assert len(await told.send(at(10), quoting)) == 2
+    await told.jobs.erase(mine.job.key, at(11))
+
+    answers = {
+        row["job_id"]: [(one["response_headers"], one["response_body"]) for one in await told.attempts(row["id"])]
+        for row in await told.rows()
+    }
+    assert answers[mine.job.key.id] == [(None, None)]
+    [(headers, body)] = answers[other.job.key.id]
+    assert "x-echo" in headers
+    assert body == b"You said: Hi"
 
 
 async def test_an_erased_job_of_another_tenant_takes_nothing_with_it(told: Told) -> None:
