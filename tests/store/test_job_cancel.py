@@ -140,6 +140,7 @@ async def test_an_erased_job_leaves_its_row_and_nothing_that_was_said(lives: Liv
     assert row is not None
     assert (row["state"], row["erased_at"], row["error_code"]) == ("failed", at(10), "upstream_unavailable")
     assert (row["metadata"], row["idempotency_key"], row["error_message"]) == (None, None, None)
+    assert row["request_id"] == ""
     assert await lives.pool.fetchval("SELECT count(*) FROM job_contents") == 0
     assert await lives.pool.fetchval("SELECT error_message FROM job_attempts") is None
     assert await lives.jobs.find("default", JobFilter(), before=None, limit=10) == []

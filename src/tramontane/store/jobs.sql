@@ -238,7 +238,9 @@ SELECT type, body::text FROM events
 
 -- name: erase_job
 WITH erased AS (
-    UPDATE jobs SET erased_at = $3, idempotency_key = NULL, idempotency_hash = NULL, metadata = NULL, error_message = NULL
+    UPDATE jobs
+       SET erased_at = $3, request_id = '', idempotency_key = NULL, idempotency_hash = NULL, metadata = NULL,
+           error_message = NULL
      WHERE tenant_id = $1 AND id = $2 AND erased_at IS NULL AND state IN ('completed', 'failed', 'cancelled')
     RETURNING tenant_id, id
 ), attempts AS (
