@@ -6,6 +6,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +16,11 @@ from lives import Lives, new_job, until
 
 from tramontane.app import App, open_app
 from tramontane.database import Database
-from tramontane.errors import AttemptLost, ConfigurationError
+from tramontane.errors import AttemptLost, ConfigurationError, Truncated
 from tramontane.ids import new_id, utc_now
-from tramontane.models import Ending, Job, JobKey, State
+from tramontane.models import Attempt, Ending, Job, JobKey, State
 from tramontane.queue import Entry
-from tramontane.runner import Runner
+from tramontane.runner import Failed, Runner
 from tramontane.settings import Settings
 from tramontane.simulator import Behaviour, Simulator
 from tramontane.store import JobStore
@@ -349,6 +351,31 @@ async def test_a_fault_of_ours_ends_the_attempt_and_not_the_worker(
         assert (job.failure.code, job.attempt) == ("internal", 2)
         assert Runner._read is read
         assert (await run(app)).state == State.COMPLETED
+
+
+# What it costs
+
+
+PRICES = '[[price]]\nmodel = "*"\nfrom = 2026-01-01\ninput = 1\noutput = 1\ncurrency = "EUR"\n'
+
+
+async def test_a_job_has_cost_what_all_its_attempts_have_those_included_that_failed(
+    opened: Opener, lives: Lives, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prices.toml").write_text(PRICES)
+    usage = '{"prompt_tokens":300,"completion_tokens":100,"total_tokens":400}'
+    attempts, answer = iter([Failed(Truncated("half an answer"), 0, own_usage=usage)]), Runner.run
+
+    async def run_(self: Runner, attempt: Attempt) -> Ending | Failed:
+        return next(attempts, None) or await answer(self, attempt)
+
+    monkeypatch.setattr(Runner, "run", run_)
+    async with opened(prices=str(tmp_path / "prices.toml")) as app:
+        job = await run(app)
+    last = msgspec.json.decode((await lives.jobs.attempts(job.key))[1].usage or "")["total_tokens"]
+    assert (job.state, job.attempt, job.currency) == (State.COMPLETED, 2, "EUR")
+    assert Decimal(job.cost or 0) == Decimal(400 + last).scaleb(-6)
+    assert await lives.pool.fetchval("SELECT sum(cost) FROM spendings") == Decimal(400 + last).scaleb(-6)
 
 
 # Lost, cancelled, handed over
