@@ -32,6 +32,7 @@ class Calls:
         clock = asyncio.get_running_loop().time
         with self._tracing.chat(model) as chat, self._metrics.call(model, clock) as call:
             async with asked as stream:
+                call.answered()
                 try:
                     yield Call(stream, call.token)
                 finally:

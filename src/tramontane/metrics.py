@@ -1,6 +1,7 @@
 """What a process counts, for Prometheus. One registry per process' app: nothing is global.
 
-Labels are few and bounded: no tenant, no id, no word of what was said; of models the first hundred by name.
+Labels are few and bounded: no tenant, no id, no word of what was said; of models the first
+hundred that Mistral has answered, by name.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class Metrics:
 
     def call(self, model: str, clock: Callable[[], float]) -> "Call":
         """Measure one call to Mistral: `with metrics.call(model, loop.time) as call:`."""
-        return Call(self, self._bounded(model), clock)
+        return Call(self, model, clock)
 
     def started(self, job: Job, now: datetime) -> None:
         """An attempt has begun."""
@@ -79,7 +80,8 @@ class Metrics:
         """A job has ended, and that is committed."""
         self._ended.labels(job.state.value).inc()
         if job.cost is not None:
-            self._cost.labels(self._bounded(job.model), job.currency or "").inc(float(job.cost))
+            self.know(job.model)  # it is a price of what Mistral reported
+            self._cost.labels(self._label(job.model), job.currency or "").inc(float(job.cost))
 
     def delivered(self, outcome: str, seconds: float | None) -> None:
         """A webhook was tried; `seconds` is None when nothing was sent."""
@@ -117,14 +119,15 @@ class Metrics:
 
     def called(self, call: "Call", status: str, code: str | None) -> None:
         """For the call: it is over."""
-        self._requests.labels(call.model, status).inc()
-        self._durations.labels(call.model).observe(call.seconds)
+        model = self._label(call.model)
+        self._requests.labels(model, status).inc()
+        self._durations.labels(model).observe(call.seconds)
         if code is not None:
-            self._errors.labels(call.model, code, status).inc()
+            self._errors.labels(model, code, status).inc()
 
-    def answered(self, call: "Call") -> None:
+    def began(self, call: "Call") -> None:
         """For the call: its first token is here."""
-        self._first.labels(call.model).observe(call.seconds)
+        self._first.labels(self._label(call.model)).observe(call.seconds)
 
     def charged(self, call: "Call", usage: bytes) -> None:
         """For the call: what Mistral reports."""
@@ -132,17 +135,18 @@ class Metrics:
             tokens = _decode_usage(usage)
         except msgspec.MsgspecError:
             return
-        self._tokens.labels(call.model, "input").inc(max(0, tokens.prompt_tokens))
-        self._tokens.labels(call.model, "output").inc(max(0, tokens.completion_tokens))
+        model = self._label(call.model)
+        self._tokens.labels(model, "input").inc(max(0, tokens.prompt_tokens))
+        self._tokens.labels(model, "output").inc(max(0, tokens.completion_tokens))
 
-    def _bounded(self, model: str) -> str:
+    def know(self, model: str) -> None:
+        """Mistral has answered for that model, so its name is one of those that there are."""
+        if len(self._models) < _MODELS:
+            self._models.add(model)
+
+    def _label(self, model: str) -> str:
         """The model as a label: callers may name any, and each would be a time series for ever."""
-        if model in self._models:
-            return model
-        if len(self._models) >= _MODELS:
-            return "other"
-        self._models.add(model)
-        return model
+        return model if model in self._models else "other"
 
 
 class Call:
@@ -162,6 +166,7 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
+            self.answered()
             self._metrics.called(self, "200", None)
             return
         status = getattr(error, "status", None)
@@ -172,11 +177,15 @@ class Call:
         """Since it began."""
         return self._clock() - self._began
 
+    def answered(self) -> None:
+        """Mistral answers, whatever becomes of it: 200."""
+        self._metrics.know(self.model)
+
     def token(self) -> None:
         """A token is here; only the first one counts."""
         if self._silent:
             self._silent = False
-            self._metrics.answered(self)
+            self._metrics.began(self)
 
     def usage(self, raw: bytes) -> None:
         """What Mistral reports of it."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from io import StringIO
 from ipaddress import ip_network
 from typing import Any
@@ -17,6 +17,7 @@ from gate import Gate
 from prometheus_client.parser import text_string_to_metric_families
 
 from tramontane import telemetry
+from tramontane.errors import RequestRefused, Truncated, UpstreamUnavailable
 from tramontane.metrics import Metrics
 from tramontane.simulator import Behaviour, Simulator
 
@@ -62,12 +63,13 @@ async def test_calls_tokens_and_jobs_are_counted_under_the_names_that_dashboards
 
 
 async def test_a_refused_call_counts_as_an_error_with_its_status_and_code(api: Face) -> None:
-    api.simulator.script(Behaviour(status=503))
-    await api.job((await api.submit(attempts=2))["jobId"], wait=10)
+    api.simulator.script(Behaviour(), Behaviour(status=503))
+    for _ in range(2):
+        await api.job((await api.submit(attempts=2))["jobId"], wait=10)
     found = await figures(api)
     model = "mistral-small-latest"
     assert found["mistral_errors_total", "upstream_unavailable", model, "503"] == 1
-    assert found["mistral_requests_total", model, "503"] == found["mistral_requests_total", model, "200"] == 1
+    assert (found["mistral_requests_total", model, "503"], found["mistral_requests_total", model, "200"]) == (1, 2)
 
 
 async def test_a_backlog_shows_its_depth_and_its_age(simulator: Simulator, database_url: str) -> None:
@@ -123,6 +125,34 @@ def test_of_models_the_first_hundred_have_a_name() -> None:
     assert 'model="model-99"' in page
     assert 'model="model-100"' not in page
     assert 'mistral_requests_total{model="other",status="200"} 50.0' in page
+
+
+def test_a_name_that_mistral_has_not_answered_takes_no_place_from_one_that_it_has() -> None:
+    metrics = Metrics()
+    for number in range(150):
+        with suppress(RequestRefused), metrics.call(f"junk-{number}", lambda: 0.0):
+            raise RequestRefused("no such model", status=400)
+    with suppress(Truncated), metrics.call("cut-off", lambda: 0.0) as call:
+        call.answered()
+        raise Truncated("half an answer")
+    with metrics.call("real", lambda: 0.0):
+        pass
+    with suppress(UpstreamUnavailable), metrics.call("real", lambda: 0.0):
+        raise UpstreamUnavailable("Mistral answered 503", status=503)
+    page = metrics.page(None, None).decode()  # type: ignore[arg-type]
+    assert "junk" not in page
+    assert 'mistral_requests_total{model="other",status="400"} 150.0' in page
+    assert 'mistral_requests_total{model="real",status="200"} 1.0' in page
+    assert 'mistral_requests_total{model="real",status="503"} 1.0' in page
+    assert 'mistral_requests_total{model="cut-off",status="none"} 1.0' in page
+
+
+async def test_an_answer_that_breaks_off_is_counted_under_its_models_name(api: Face) -> None:
+    api.simulator.script(Behaviour(cut_after=3))
+    await api.job((await api.submit(attempts=1))["jobId"], wait=10)
+    found = await figures(api)
+    [failed] = [labels for labels in found if labels[0] == "mistral_errors_total"]
+    assert "mistral-small-latest" in failed
 
 
 # Readiness
