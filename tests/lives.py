@@ -158,7 +158,8 @@ class Lives:
     async def take_over(self, attempt: Attempt, *, now: datetime = T0) -> None:
         """The queue hands the entry of a running job to another worker: the first one is lost."""
         entry = queue.Entry(attempt.entry_id, attempt.job.key)
-        assert await self.jobs.start([entry], worker_id=new_id(), now=now) == [None]
+        [outcome] = await self.jobs.start([entry], worker_id=new_id(), now=now)
+        assert outcome is None or outcome == await self.jobs.get(attempt.job.key)
 
     async def log(self, key: JobKey, after: int = 0) -> list[Event]:
         return (await self.events.read({key: after})).get(key, [])

@@ -119,7 +119,7 @@ async def open_app(settings: Settings, *, worker: bool, tracing: Tracing | None 
         operations = Operations(database, CensusStore(database.pool), metrics, listener)
         metrics.watch("tramontane_stream_readers", "streams that this process serves", streams.readers)
         standings = Standings(StandingStore(database.pool), queue_limit=settings.queue_limit)
-        service = Jobs(jobs, streams.wake, told=metrics.group("submit"), standings=standings)
+        service = Jobs(jobs, streams.wake, metrics.ended, told=metrics.group("submit"), standings=standings)
         schedules = Schedules(ScheduleStore(database.pool))
         authentication = Authentication(KeyStore(database.pool))
         resolver = Resolver()
@@ -194,13 +194,15 @@ async def _working(parts: _Parts, schedules: Schedules, prices: Prices) -> Async
         limits,
         deliveries,
         RetentionStore(pool),
+        parts.metrics.ended,
         heartbeat=settings.heartbeat,
         retention=settings.stream_retention,
         result_retention=settings.result_retention,
         job_retention=settings.job_retention,
         webhook_retention=settings.webhook_retention,
     )
-    overdue = Overdue(OverdueStore(pool, public_url=_public_url(settings)), parts.streams.wake)
+    overdue_jobs = OverdueStore(pool, public_url=_public_url(settings))
+    overdue = Overdue(overdue_jobs, parts.streams.wake, parts.metrics.ended)
     leader = Leader(parts.database, maintenance.run, again(schedules.tick, every=1.0), again(overdue.tick, every=0.8))
     parts.metrics.watch("tramontane_leader", "1 in the process that leads", lambda: leader.leading)
 

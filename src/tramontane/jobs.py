@@ -15,7 +15,8 @@ from tramontane.store import Contents, JobStore, asked_again
 class Jobs:
     """The service behind every face. Submits that come together share one transaction: run `run` beside it.
 
-    wake: told of each job whose log grew, after the commit. told: how many submits share a transaction, each time.
+    wake: told of each job whose log grew, after the commit; ended: of each that a cancel has ended, once.
+    told: how many submits share a transaction, each time.
     standings: asked for a place before each submit; without them there is always one.
     """
 
@@ -23,6 +24,7 @@ class Jobs:
         self,
         store: JobStore,
         wake: Callable[[Job], None],
+        ended: Callable[[Job], None],
         *,
         told: Callable[[int], object] = int,
         standings: Standings | None = None,
@@ -30,6 +32,7 @@ class Jobs:
         self._store = store
         self._standings = standings
         self._wake = wake
+        self._ended = ended
         self._submits = GroupCommit[NewJob, Submitted | IdempotencyMismatch | InvalidInput](
             lambda jobs: store.submit(jobs, utc_now()), outages=OUTAGES, told=told
         )
@@ -68,8 +71,11 @@ class Jobs:
 
     async def cancel(self, key: JobKey) -> Job:
         """Stop a job, whatever it is doing. An ended one stays as it is. Raises NotFound."""
-        job = await self._store.cancel(key, utc_now())
+        now = utc_now()
+        job = await self._store.cancel(key, now)
         self._wake(job)
+        if job.completed_at == now:  # it was this cancel that ended it
+            self._ended(job)
         return job
 
     async def retry(self, key: JobKey) -> Submitted:

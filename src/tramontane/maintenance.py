@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from tramontane.ids import utc_now
+from tramontane.models import Job
 from tramontane.store import DeliveryStore, EventStore, JobStore, LimitStore, RetentionStore
 from tramontane.telemetry import log
 
@@ -19,6 +20,7 @@ _WORKERS = timedelta(days=1)
 class Maintenance:
     """Does its rounds until cancelled. All of it may run in several processes at once.
 
+    ended: told of each job that a round has ended, after the commit.
     heartbeat: an admitted job without a queue entry is left alone this long, since it may be changing hands. The other
     seconds say how long is kept, from the end of a job: its events, what it asked and answered, its row; and messages.
     """
@@ -30,6 +32,7 @@ class Maintenance:
         limits: LimitStore,
         deliveries: DeliveryStore,
         past: RetentionStore,
+        ended: Callable[[Job], None],
         *,
         heartbeat: float,
         retention: float,
@@ -43,6 +46,7 @@ class Maintenance:
         self._limits = limits
         self._deliveries = deliveries
         self._past = past
+        self._ended = ended
         self._heartbeat = timedelta(seconds=heartbeat)
         self._retention = timedelta(seconds=retention)
         self._result_retention = timedelta(seconds=min(result_retention, job_retention))
@@ -71,7 +75,10 @@ class Maintenance:
 
     async def _sweep(self, now: datetime) -> None:
         if mended := await self._jobs.sweep(now, older_than=self._heartbeat):
-            log(logger, logging.WARNING, "maintenance.swept", jobs=mended)
+            log(logger, logging.WARNING, "maintenance.swept", jobs=len(mended))
+            for job in mended:
+                if job.state.final:
+                    self._ended(job)
 
     async def _prune_events(self, now: datetime) -> None:
         while await self._events.prune(ended_before=now - self._retention, now=now):  # noqa: ASYNC110 - bites

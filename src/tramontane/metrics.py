@@ -54,7 +54,7 @@ class Metrics:
         self._first = histogram("mistral_time_to_first_token_seconds", "from call to token", _FIRST_TOKENS, "model")
         self._tokens = counter("mistral_tokens", "as Mistral reports them", "model", "direction")
         self._cost = counter("mistral_cost", "of ended jobs, by the price table", "model", "currency")
-        self._ended = counter("tramontane_jobs_ended", "jobs that this process has ended", "state")
+        self._ended = counter("tramontane_jobs_ended", "jobs that this process has ended", "state", "code")
         self._waits = histogram("tramontane_admission_wait_seconds", "from when a job may run to when it does", _WAITS)
         self._deliveries = counter("tramontane_deliveries", "webhooks tried, by what came of it", "outcome")
         self._sends = histogram("tramontane_delivery_duration_seconds", "of one POST of a webhook", _SENDS)
@@ -77,8 +77,8 @@ class Metrics:
         self._waits.observe(max(0.0, (now - max(job.created_at, job.run_at)).total_seconds()))
 
     def ended(self, job: Job) -> None:
-        """A job has ended, and that is committed."""
-        self._ended.labels(job.state.value).inc()
+        """This process has ended a job, and that is committed."""
+        self._ended.labels(job.state.value, job.failure.code if job.failure else "").inc()
         if job.cost is not None:
             self.know(job.model)  # it is a price of what Mistral reported
             self._cost.labels(self._label(job.model), job.currency or "").inc(float(job.cost))

@@ -88,7 +88,7 @@ class Worker:
         self._running: set[anyio.CancelScope] = set()
         self._stopping = asyncio.Event()
         self._grace_over = False
-        self._starts = GroupCommit[Entry, Attempt | Exception | None](
+        self._starts = GroupCommit[Entry, Attempt | Job | Exception | None](
             lambda entries: jobs.start(entries, worker_id=self.id, now=utc_now()),
             outages=OUTAGES,
             told=metrics.group("start"),
@@ -171,7 +171,9 @@ class Worker:
             attempt = await self._starts.add(entry)
             if isinstance(attempt, Exception):
                 raise attempt
-            if attempt is not None:
+            if isinstance(attempt, Job):
+                self._metrics.ended(attempt)
+            elif attempt is not None:
                 self._wake(attempt.job)
                 self._metrics.started(attempt.job, now := utc_now())
                 if self._settings.rate_limit:

@@ -14,10 +14,12 @@ from aiohttp import web
 from cryptography.fernet import Fernet
 from faces import Face, facing
 from gate import Gate
+from lives import until
 from prometheus_client.parser import text_string_to_metric_families
 
 from tramontane import telemetry
 from tramontane.errors import RequestRefused, Truncated, UpstreamUnavailable
+from tramontane.ids import new_id
 from tramontane.metrics import Metrics
 from tramontane.simulator import Behaviour, Simulator
 
@@ -54,7 +56,7 @@ async def test_calls_tokens_and_jobs_are_counted_under_the_names_that_dashboards
     assert found["mistral_time_to_first_token_seconds_count", model] == 1
     assert found["mistral_tokens_total", "input", model] == job["usage"]["prompt_tokens"]
     assert found["mistral_tokens_total", "output", model] == job["usage"]["completion_tokens"]
-    assert found["tramontane_jobs_ended_total", "completed"] == 1
+    assert found["tramontane_jobs_ended_total", "", "completed"] == 1
     assert found["tramontane_admission_wait_seconds_count",] == 1
     assert found["tramontane_commit_group_size_count", "submit"] == 1
     assert found["tramontane_workers",] == 1
@@ -70,6 +72,37 @@ async def test_a_refused_call_counts_as_an_error_with_its_status_and_code(api: F
     model = "mistral-small-latest"
     assert found["mistral_errors_total", "upstream_unavailable", model, "503"] == 1
     assert (found["mistral_requests_total", model, "503"], found["mistral_requests_total", model, "200"]) == (1, 2)
+
+
+async def test_a_cancel_is_counted_once_by_the_process_that_was_asked(simulator: Simulator, database_url: str) -> None:
+    async with facing(simulator, database_url, worker=False) as idle:
+        for accepted in [await idle.submit() for _ in range(2)]:
+            for _ in range(3):
+                await idle.cancel(accepted["jobId"])
+        assert (await figures(idle))["tramontane_jobs_ended_total", "cancelled", "cancelled"] == 2
+
+
+async def test_jobs_that_end_as_they_wait_are_counted_with_what_they_have_cost_by_the_leader(api: Face) -> None:
+    pool = api.app.database.pool
+    await pool.execute(
+        "INSERT INTO pauses (tenant_id, id, kind, model, paused_at) VALUES ('*', $1, '*', '*', now())", new_id()
+    )
+    late, broke = await api.submit(deadline="0.2s"), await api.submit()
+    await pool.execute("UPDATE jobs SET cost = 0.25, currency = 'EUR'")
+    await pool.execute(
+        "INSERT INTO tenants (id, daily_tokens, on_budget, created_at, updated_at)"
+        " VALUES ('default', 0, 'fail', now(), now())"
+    )
+    for accepted in (late, broke):
+        await api.job(accepted["jobId"], wait=10)
+
+    async def counted() -> bool:
+        found = await figures(api)
+        ended = [found.get(("tramontane_jobs_ended_total", code, "failed")) for code in codes]
+        return ended == [1, 1] and found["mistral_cost_total", "EUR", "mistral-small-latest"] == 0.5
+
+    codes = ("deadline_exceeded", "budget_exhausted")
+    await until(counted)
 
 
 async def test_a_backlog_shows_its_depth_and_its_age(simulator: Simulator, database_url: str) -> None:
@@ -112,7 +145,7 @@ async def test_figures_are_told_in_an_outage_too(simulator: Simulator, database_
     async with Gate.to(database_url) as gate, facing(simulator, gate.url) as api:
         await api.job((await api.submit())["jobId"], wait=10)
         await gate.close()
-        assert (await figures(api))["tramontane_jobs_ended_total", "completed"] == 1
+        assert (await figures(api))["tramontane_jobs_ended_total", "", "completed"] == 1
         await gate.open()
 
 

@@ -10,7 +10,7 @@ from told import Told, callback, judged
 from tramontane.database import Database
 from tramontane.errors import NotFound
 from tramontane.maintenance import Maintenance
-from tramontane.models import State
+from tramontane.models import Job, State
 from tramontane.store import DeliveryStore, RetentionStore
 from tramontane.webhooks.models import Exchange
 
@@ -25,13 +25,20 @@ async def lives(database: Database) -> Lives:
 
 
 @pytest.fixture
-def maintenance(lives: Lives) -> Maintenance:
+def counted() -> list[Job]:
+    """Jobs that ended by maintenance."""
+    return []
+
+
+@pytest.fixture
+def maintenance(lives: Lives, counted: list[Job]) -> Maintenance:
     return Maintenance(
         lives.jobs,
         lives.events,
         lives.limits,
         DeliveryStore(lives.pool),
         RetentionStore(lives.pool),
+        counted.append,
         heartbeat=10.0,
         retention=HOUR,
         result_retention=30 * DAY,
@@ -49,6 +56,17 @@ async def test_one_tick_sweeps_prunes_and_forgets(lives: Lives, maintenance: Mai
     assert (await lives.jobs.get(orphan.job.key)).state == State.QUEUED
     assert await lives.log(old.job.key) == []
     assert await lives.pool.fetchval("SELECT count(*) FROM workers") == 0
+
+
+async def test_of_what_the_sweep_mends_the_jobs_that_end_by_it_are_counted(
+    lives: Lives, maintenance: Maintenance, counted: list[Job]
+) -> None:
+    once, _ = await lives.running(attempts=1), await lives.running(attempts=2)
+    await lives.submit()
+    await lives.pool.execute("DELETE FROM tramontane_pgqueuer")
+    await maintenance.tick(at(20))
+    assert counted == [await lives.jobs.get(once.job.key)]
+    assert counted[0].state == State.FAILED
 
 
 async def test_events_are_kept_for_their_retention_and_orphans_for_one_heartbeat(

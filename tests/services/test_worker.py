@@ -402,7 +402,8 @@ async def test_a_lost_attempt_closes_its_call_and_writes_nothing(
         await simulator.wait_for_chunks(1, 5)
         [(entry_id, _, _)] = await lives.entries()
         # Another worker takes the entry over; with one attempt allowed that ends the job.
-        assert await lives.jobs.start([Entry(entry_id, key)], worker_id=new_id(), now=utc_now()) == [None]
+        [lost] = await lives.jobs.start([Entry(entry_id, key)], worker_id=new_id(), now=utc_now())
+        assert isinstance(lost, Job)
         head = (await lives.jobs.get(key)).head
         await simulator.wait_for_ends(1, "disconnected", timeout=2)
     job = await lives.jobs.get(key)
@@ -410,6 +411,26 @@ async def test_a_lost_attempt_closes_its_call_and_writes_nothing(
     assert (await lives.types(key))[-1] == "error"
     assert job.failure is not None
     assert job.failure.code == "interrupted"
+
+
+async def test_a_job_that_ends_because_its_worker_was_lost_is_counted_by_whoever_clears_it_away(
+    opened: Opener, lives: Lives
+) -> None:
+    now = utc_now()
+    await lives.worker(heartbeat=5.0, now=now)
+    once, again = [await lives.running(now=now, run_at=now, attempts=attempts) for attempts in (1, 2)]
+    async with opened() as app:
+        await ended(app, once.job.key)
+        await ended(app, again.job.key)
+
+        async def counted() -> bool:
+            page = app.operations.metrics.page(None, utc_now()).decode()
+            return all(
+                f"tramontane_jobs_ended_total{{{labels}}} 1.0" in page
+                for labels in ('code="interrupted",state="failed"', 'code="",state="completed"')
+            )
+
+        await until(counted)
 
 
 async def test_a_stop_hands_running_jobs_over_and_counts_no_failure(

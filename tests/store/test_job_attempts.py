@@ -205,8 +205,10 @@ async def test_a_job_that_crashes_its_workers_fails_after_its_attempts(lives: Li
     await lives.limits.admit(at(10))
     second = await lives.start(job.key, now=at(10))
     await lives.events.append([batch(second, 1, chunk("so far 😀"))], at(11))
-    await lives.take_over(second, now=at(20))
-    job = await lives.jobs.get(job.key)
+    entry = queue.Entry(second.entry_id, second.job.key)
+    [outcome] = await lives.jobs.start([entry], worker_id=new_id(), now=at(20))
+    job = await lives.jobs.get(second.job.key)
+    assert outcome == job, "whoever has ended it is told"
     assert (job.state, job.failures, job.completed_at) == (State.FAILED, 2, at(20))
     assert job.failure is not None
     assert (job.failure.code, job.failure.retryable) == ("interrupted", True)

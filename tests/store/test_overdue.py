@@ -101,11 +101,13 @@ async def test_a_second_attempt_must_start_in_time_too_and_what_was_said_and_pai
 async def test_a_bite_at_a_time_and_every_job_once(lives: Lives, overdue: OverdueStore) -> None:
     jobs = await lives.submit(*[new_job(deadline=at(1)) for _ in range(250)])
     woken: list[Job] = []
-    service = Overdue(overdue, woken.append)
+    counted: list[Job] = []
+    service = Overdue(overdue, woken.append, counted.append)
     assert await service.tick(at(2)) == at(2)
     assert await service.tick(at(2)) == at(2)
     assert await service.tick(at(2)) is None
     assert sorted(job.key.id for job in woken) == sorted(job.key.id for job in jobs)
+    assert counted == woken
 
 
 @pytest.mark.parametrize(

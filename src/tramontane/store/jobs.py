@@ -147,13 +147,13 @@ class JobStore:
 
     async def start(
         self, entries: Sequence[queue.Entry], *, worker_id: UUID, now: datetime
-    ) -> list[Attempt | Exception | None]:
+    ) -> list[Attempt | Job | Exception | None]:
         """Begin an attempt for each entry: the fence rises. The log says `start`; a later attempt speaks for itself.
 
         None stands where there is nothing to run: the job has ended, is gone, or was running. In the last case its
         worker is lost; the crash counts as a failure, and the job waits for admission again or, its attempts spent,
-        fails. The entry is removed in each of these cases. An exception stands where an outage has kept that from
-        being written: the entry stays, while others have started beside it.
+        fails: then it stands there itself. The entry is removed in each of these cases. An exception stands where an
+        outage has kept that from being written: the entry stays, while others have started beside it.
         """
         tenants, ids = [entry.key.tenant for entry in entries], [entry.key.id for entry in entries]
         arguments = (tenants, ids, [entry.id for entry in entries], worker_id, now, iso(now))
@@ -167,20 +167,21 @@ class JobStore:
             for entry in entries
         ]
 
-    async def _clear(self, entry: queue.Entry, now: datetime) -> Exception | None:
-        """An entry that starts nothing goes; if it was running, its attempt is given up."""
+    async def _clear(self, entry: queue.Entry, now: datetime) -> Job | Exception | None:
+        """An entry that starts nothing goes; if it was running, its attempt is given up. The job, if that ended it."""
+        job: Job | None = None
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 row = await connection.fetchrow(SQL.lock_job, entry.key.tenant, entry.key.id)
                 lost: list[tuple[JobKey, int]] = []
                 if row is not None and row["state"] == State.RUNNING and row["entry_id"] == entry.id:
-                    await self._give_up(connection, job_from(row), entry.id, now)
+                    job = await self._give_up(connection, job_from(row), entry.id, now)
                     lost = [(entry.key, row["attempt"])]
                 await queue.remove(connection, [entry.id])
                 await self._spend_unreported(connection, lost)
         except OUTAGES as error:
             return error
-        return None
+        return job if job and job.state.final else None
 
     async def end(self, endings: Sequence[Ending]) -> list[Job | AttemptLost]:
         """End jobs for good: of each, state, result, last events and queue entry are written together or not at all.
@@ -292,8 +293,12 @@ class JobStore:
             job = await self.get(key)
             raise JobNotEnded(f"{_show(key)} is {job.state}: cancel it first")
 
-    async def sweep(self, now: datetime, *, older_than: timedelta) -> int:
-        """Mend what no queue entry stands for: waiting jobs are admitted anew, running ones count as crashed."""
+    async def sweep(self, now: datetime, *, older_than: timedelta) -> list[Job]:
+        """Mend what no queue entry stands for: waiting jobs are admitted anew, running ones count as crashed.
+
+        Returns those jobs as they are then.
+        """
+        mended: list[Job] = []
         async with self._pool.acquire() as connection, connection.transaction():
             rows = {key_from(row): row for row in await connection.fetch(SQL.in_flight_since, now - older_than)}
             orphans = await queue.without_entry(connection, list(rows)) if rows else []
@@ -303,14 +308,14 @@ class JobStore:
                 if row is None or (row["state"], row["attempt"]) != (rows[key]["state"], rows[key]["attempt"]):
                     continue
                 if row["state"] == State.RUNNING:
-                    await self._give_up(connection, job_from(row), row["entry_id"], now)
+                    mended.append(await self._give_up(connection, job_from(row), row["entry_id"], now))
                     lost.append((key, row["attempt"]))
-                else:
-                    await connection.execute(SQL.readmit_job, key.tenant, key.id)
+                elif waiting := await connection.fetchrow(SQL.readmit_job, key.tenant, key.id):
+                    mended.append(job_from(waiting))
             await self._spend_unreported(connection, lost)
-        return len(orphans)
+        return mended
 
-    async def _give_up(self, connection: Connection, job: Job, entry_id: int, now: datetime) -> None:
+    async def _give_up(self, connection: Connection, job: Job, entry_id: int, now: datetime) -> Job:
         """The running attempt's worker is lost: once more, or, its attempts spent, never again.
 
         What it may have used is the caller's to spend, last of all.
@@ -326,9 +331,9 @@ class JobStore:
                 failure=failure,
                 unreported=True,
             )
-            await _requeue(connection, requeue, "lost", now)
+            waiting = await _requeue(connection, requeue, "lost", now)
             await connection.execute("SELECT pg_notify('tramontane_admission', '')")
-            return
+            return waiting
         message = f"the worker was lost; {job.failures + 1} of {job.attempts} attempts failed"
         failure = Failure(code=Interrupted.code, message=message, retryable=True)
         body = error_body(failure, length=await visible_length(connection, job))
@@ -345,7 +350,8 @@ class JobStore:
             unreported=True,
             failure=failure,
         )
-        await self._end(connection, [ending])
+        [row] = await self._end(connection, [ending])
+        return job_from(row)
 
     async def prune_queue_log(self, before: datetime) -> None:
         """Delete what the queue wrote down before that time."""

@@ -205,6 +205,7 @@ SELECT * FROM requeued
 -- name: readmit_job
 -- An admitted job that no queue entry stands for waits for admission again.
 UPDATE jobs SET admitted_at = NULL WHERE tenant_id = $1 AND id = $2 AND state = 'queued' AND admitted_at IS NOT NULL
+RETURNING *
 
 -- name: cancel_job
 WITH cancelled AS (
