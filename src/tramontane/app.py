@@ -106,7 +106,7 @@ async def open_app(settings: Settings, *, worker: bool, tracing: Tracing | None 
     tracing: makes the spans; those of the process' own provider when None.
     Raises DatabaseError and ConfigurationError with what to change.
     """
-    prices = _prices(settings)
+    prices = price_table(settings)
     async with open_database(settings, connections=10 + min(settings.concurrency, 20)) as database:
         await prepare(database)
         vault, policy = open_vault(settings), AddressPolicy.from_settings(settings)
@@ -256,7 +256,7 @@ async def _working(parts: _Parts, schedules: Schedules, prices: Prices) -> Async
             sender.stop()
 
 
-def _prices(settings: Settings) -> Prices:
+def price_table(settings: Settings) -> Prices:
     """The table of prices, read once: another one counts from the next start. Raises ConfigurationError."""
     if not settings.prices:
         return Prices()

@@ -218,6 +218,8 @@ class Attempt:
     past: "Past | None" = None
     #: The tenant's own Mistral key, sealed; None: the server's is used.
     mistral_key: bytes | None = None
+    #: The tenant has a budget of money, which only what has a price is counted against.
+    money_counts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,6 +73,10 @@ class Prices:
         tokens = read_tokens(usage)
         return None if tokens is None else self.price(model, tokens, at)
 
+    def knows(self, model: str, at: datetime) -> bool:
+        """Whether there is a price for a model at a time (UTC)."""
+        return self.price(model, Tokens(prompt=0, completion=0), at) is not None
+
     def price(self, model: str, tokens: Tokens, at: datetime) -> Money | None:
         """What so many tokens cost at a time (UTC); None without a price."""
         found = next((entry for entry in self._entries if entry.covers(model, at.date())), None)

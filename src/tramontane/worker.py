@@ -8,7 +8,7 @@ import random
 import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 import anyio
@@ -28,7 +28,7 @@ from tramontane.groups import GroupCommit
 from tramontane.ids import new_id, show_id, utc_now
 from tramontane.listener import OUTAGES
 from tramontane.metrics import Metrics
-from tramontane.models import Attempt, Ending, Failure, Job, NewEvent, Requeue, State, WorkerInfo
+from tramontane.models import Attempt, Ending, Failure, Job, Money, NewEvent, Requeue, State, WorkerInfo
 from tramontane.prices import Prices
 from tramontane.queue import Consumer, Entry, LeaveEntry
 from tramontane.retry import Backoff, delay, may_retry
@@ -78,6 +78,8 @@ class Worker:
         #: Set once nothing of it runs any more.
         self.ended = asyncio.Event()
         self._prices = prices or Prices()
+        #: Models whose missing price was told.
+        self._unpriced: set[str] = set()
         self._jobs = jobs
         self._limits = limits
         self._runner = runner
@@ -224,7 +226,7 @@ class Worker:
             await self._retry(attempt, outcome)
             return
         ending = outcome if isinstance(outcome, Ending) else _failure(attempt, outcome)
-        cost = self._prices.cost(attempt.job.model, ending.own_usage, ending.at)
+        cost = self._cost(attempt, ending.own_usage, ending.at)
         job = await self._end(dataclasses.replace(ending, cost=cost))
         self._wake(job)
         self._metrics.ended(job)
@@ -242,10 +244,19 @@ class Worker:
         seconds = delay(backoff, job.failures + 1, retry_after=retry_after, random=random.random())  # noqa: S311
         now = utc_now()
         requeue = dataclasses.replace(_requeue(attempt, _reason(error), failed, seconds=seconds), refused=sent_away)
-        cost = self._prices.cost(job.model, requeue.usage, now)
+        cost = self._cost(attempt, requeue.usage, now)
         await self._jobs.requeue(dataclasses.replace(requeue, cost=cost), now)
         shown = show_id("job", job.key.id)
         log(logger, logging.INFO, "job.retries", job=shown, code=error.code, seconds=round(seconds, 3))
+
+    def _cost(self, attempt: Attempt, usage: str | None, at: datetime) -> Money | None:
+        """What an attempt has cost. A budget that does not count it for want of a price is told once per model."""
+        model = attempt.job.model
+        reported = attempt.money_counts and usage is not None
+        if reported and model not in self._unpriced and not self._prices.knows(model, at):
+            self._unpriced.add(model)
+            log(logger, logging.WARNING, "budget.no_price", tenant=attempt.job.key.tenant, model=model)
+        return self._prices.cost(model, usage, at)
 
     async def _end(self, ending: Ending) -> Job:
         """Write the ending, waiting out an outage: `end` may be repeated, and finds its own ending."""

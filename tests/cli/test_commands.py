@@ -11,6 +11,8 @@ import pytest_asyncio
 from terminal import Ended, Running, Terminal
 
 from tramontane.client import ApiClient
+from tramontane.database import open_database
+from tramontane.settings import Settings
 
 if TYPE_CHECKING:
     from tramontane.simulator import Simulator
@@ -265,12 +267,47 @@ async def test_doctor_finds_all_well_or_says_what_is_not(
 
     assert (good.code, table.code, bad.code) == (0, 0, 1)
     assert {check["name"]: check["status"] for check in _object(good)["checks"]} == dict.fromkeys(
-        ("python", "data directory", "disk", "database", "migrations", "clock", "key", "mistral", "server"), "ok"
+        ("python", "data directory", "disk", "database", "migrations", "clock", "prices", "key", "mistral", "server"),
+        "ok",
     )
     assert secret not in good.out + table.out
     failed = {check["name"] for check in _object(bad)["checks"] if check["status"] == "fail"}
     assert failed == {"database", "server"}
     assert all(check["fix"] for check in _object(bad)["checks"] if check["status"] == "fail")
+
+
+async def test_doctor_says_when_a_budget_of_money_counts_nothing(
+    short_dir: Path, database_url: str, simulator: "Simulator"
+) -> None:
+    plain = {"DATABASE_URL": database_url, "MISTRAL_SERVER_URL": simulator.url, "MISTRAL_API_KEY": "a-key"}
+    table = short_dir / "prices.toml"
+    table.write_text(
+        '[[price]]\nmodel = "mistral-small-*"\nfrom = 2026-01-01\ninput = 1\noutput = 1\ncurrency = "EUR"\n'
+    )
+    bare, priced = (Terminal(short_dir / "data", **plain, **more) for more in ({}, {"TRAMONTANE_PRICES": str(table)}))
+
+    async def found(terminal: Terminal) -> dict[str, str]:
+        looked = await asyncio.to_thread(terminal.run, "doctor", "--json")
+        return next(check for check in _object(looked)["checks"] if check["name"] == "prices")
+
+    async with open_database(Settings(database_url=database_url)) as database:
+        assert (await found(bare))["status"] == "ok"
+        await database.pool.execute(
+            "INSERT INTO tenants (id, daily_cost, created_at, updated_at) VALUES ('acme', 5, now(), now())"
+        )
+        without = await found(bare)
+        assert (without["status"], "TRAMONTANE_PRICES" in without["fix"]) == ("warn", True)
+        assert (await found(priced))["status"] == "ok"
+        await database.pool.execute(
+            "INSERT INTO spendings (tenant_id, day, model) SELECT tenant, (now() AT TIME ZONE 'UTC')::date, model"
+            " FROM (VALUES ('acme', 'mistral-small-latest'), ('acme', 'mistral-large-latest'), ('other', 'x')) AS g"
+            " (tenant, model)"
+        )
+        missing = await found(priced)
+    assert (missing["status"], missing["found"]) == ("warn", "no price for mistral-large-latest")
+
+    table.write_text("nonsense")
+    assert (await found(priced))["status"] == "fail"
 
 
 def test_help_tells_the_exit_codes_and_loads_nothing_heavy(terminal: Terminal) -> None:

@@ -161,6 +161,22 @@ def test_a_wrong_word_is_one_line_that_names_it(
     assert not (tmp_path / "data").exists()
 
 
+def test_a_budget_of_money_is_set_with_a_warning_where_there_are_no_prices(terminal: Terminal, tmp_path: Path) -> None:
+    warned = terminal.run("tenants", "set", "acme", "--daily-cost", "12.50", "--json")
+    assert shown(warned)["dailyCost"] == "12.50"
+    assert warned.err.startswith("warning: --daily-cost: ")
+    assert "TRAMONTANE_PRICES" in warned.err
+
+    (tmp_path / "prices.toml").write_text(
+        '[[price]]\nmodel = "mistral-small-*"\nfrom = 2026-01-01\ninput = 1\noutput = 1\ncurrency = "EUR"\n'
+    )
+    with_prices = Terminal(
+        terminal.data_dir, **{**terminal.environment, "TRAMONTANE_PRICES": str(tmp_path / "prices.toml")}
+    )
+    assert with_prices.run("tenants", "set", "acme", "--daily-cost", "13").err == ""
+    assert terminal.run("tenants", "set", "acme", "--daily-cost", "none").err == ""
+
+
 async def test_what_is_set_for_a_tenant_is_shown_and_its_mistral_key_never(
     terminal: Terminal, database_url: str
 ) -> None:

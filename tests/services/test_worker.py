@@ -378,6 +378,29 @@ async def test_a_job_has_cost_what_all_its_attempts_have_those_included_that_fai
     assert await lives.pool.fetchval("SELECT sum(cost) FROM spendings") == Decimal(400 + last).scaleb(-6)
 
 
+@pytest.mark.parametrize(
+    ("prices", "budget", "told"),
+    [("", "1", 1), (PRICES.replace("*", "another"), "1", 1), (PRICES, "1", 0), ("", None, 0)],
+    ids=["no prices", "of other models", "with a price", "no budget"],
+)
+async def test_a_budget_of_money_that_counts_nothing_is_told_once(
+    opened: Opener,
+    lives: Lives,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    prices: str,
+    budget: str | None,
+    told: int,
+) -> None:
+    (tmp_path / "prices.toml").write_text(prices)
+    await lives.tenant(daily_cost=budget and Decimal(budget))
+    async with opened(prices=str(tmp_path / "prices.toml") if prices else "") as app:
+        for _ in range(3):
+            assert (await run(app)).state == State.COMPLETED
+    lines = [record for record in caplog.records if record.message == "budget.no_price"]
+    assert len(lines) == told
+
+
 # Lost, cancelled, handed over
 
 

@@ -7,9 +7,10 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tramontane import telemetry
 from tramontane.address import read_address
@@ -17,15 +18,21 @@ from tramontane.cli import exits, screen
 from tramontane.cli.options import DataDir, Json, Simulate, settings_from
 from tramontane.cli.reach import simulated
 from tramontane.cli.signals import run
-from tramontane.errors import MistralError, TramontaneError, Unauthorized
+from tramontane.errors import ConfigurationError, MistralError, TramontaneError, Unauthorized
 from tramontane.ids import utc_now
 from tramontane.settings import Settings
+
+if TYPE_CHECKING:
+    from tramontane.database import Database
 
 #: Free disk space in bytes: a warning below, and what a small cluster needs at the least.
 _ROOMY: Final = 2 * 2**30
 _TIGHT: Final = 200 * 2**20
 #: Seconds between our clock and the database's: heartbeats and start times are compared across the two.
 _SKEW: Final = 2.0
+#: How far back models are looked for that have no price, and how many of them are named.
+_RECENTLY: Final = timedelta(days=7)
+_FEW: Final = 3
 #: Seconds that Mistral and a server get to answer.
 _ANSWER: Final = 5.0
 
@@ -101,9 +108,32 @@ async def _database(settings: Settings) -> list[Check]:
             reached = Check("database", "ok", f"Postgres {version.split(maxsplit=1)[0]}, {database.describe}")
             skew = await _skew(database.pool)
             _, pending = await status(database)
+            money = [] if pending else [await _prices(settings, database)]
     except TramontaneError as error:
         return [Check("database", "fail", error.message, "see the message")]
-    return [reached, _migrations(pending), skew]
+    return [reached, _migrations(pending), skew, *money]
+
+
+async def _prices(settings: Settings, database: "Database") -> Check:
+    """Budgets of money: they count what has a price, and nothing else."""
+    from tramontane.app import price_table
+    from tramontane.store import TenantStore
+
+    now, tenants = utc_now(), TenantStore(database.pool)
+    try:
+        table = price_table(settings)
+    except ConfigurationError as error:
+        return Check("prices", "fail", error.message, "correct the file, or TRAMONTANE_PRICES")
+    budgets = sum(bool(tenant.daily_cost) for tenant in await tenants.list())
+    if budgets and not settings.prices:
+        found = f"none, and {screen.count(budgets, 'tenant')} with a daily cost, which counts nothing without them"
+        return Check("prices", "warn", found, "set TRAMONTANE_PRICES for every process")
+    used = await tenants.models_for_money((now - _RECENTLY).date()) if budgets else []
+    if missing := [model for model in used if not table.knows(model, now)]:
+        more = f" and {len(missing) - _FEW} more" if len(missing) > _FEW else ""
+        found = f"no price for {', '.join(missing[:_FEW])}{more}"
+        return Check("prices", "warn", found, "add it to the table: daily costs do not count it")
+    return Check("prices", "ok", settings.prices or "none; no tenant has a daily cost")
 
 
 def _migrations(pending: list[str]) -> Check:

@@ -56,6 +56,11 @@ def note(text: str) -> None:
         print(f"\033[2m{plain(text)}\033[0m", file=sys.stderr)
 
 
+def warn(text: str) -> None:
+    """A line on standard error about what was done all the same, for scripts too."""
+    print(f"warning: {plain(text)}", file=sys.stderr)
+
+
 def show_json(value: object) -> None:
     """A JSON document on a line of its own."""
     print(msgspec.json.encode(value).decode(), flush=True)

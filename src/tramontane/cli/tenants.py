@@ -89,7 +89,10 @@ def change(
         changes["description"] = description
     if not changes:
         raise InvalidInput("", "nothing to set: `tramontane tenants set --help` lists what there is")
-    return _show(with_database(data_dir, lambda database: _set(database, data_dir, name, changes)), json)
+    changed = with_database(data_dir, lambda database: _set(database, data_dir, name, changes))
+    if changed.daily_cost and not settings_from(data_dir=data_dir).prices:
+        screen.warn("--daily-cost: counts nothing without a table of prices: set TRAMONTANE_PRICES for every process")
+    return _show(changed, json)
 
 
 def shape_of(tenant: Tenant) -> dict[str, Any]:

@@ -522,6 +522,7 @@ def _attempt(row: asyncpg.Record, past: Past | None) -> Attempt:
         request=row["request"].encode(),
         past=past,
         mistral_key=row["mistral_key"],
+        money_counts=row["money_counts"],
     )
 
 

@@ -114,7 +114,7 @@ WITH given AS (
       FROM (SELECT string_agg(id || ':' || head, ',') AS pairs FROM started WHERE attempt = 1) AS p
      WHERE pairs IS NOT NULL
 )
-SELECT s.*, c.request, t.mistral_key,
+SELECT s.*, c.request, t.mistral_key, coalesce(t.daily_cost > 0, false) AS money_counts,
        (EXISTS (SELECT FROM endpoints n WHERE n.tenant_id = s.tenant_id AND n.kind <> 'origin')
            OR EXISTS (SELECT FROM callbacks b WHERE b.tenant_id = s.tenant_id AND b.job_id = s.id)) AS told
   FROM started s

@@ -1,7 +1,7 @@
 """Tenants: what is set for them. A tenant exists by having a key or a job; its row holds only what was set."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
 
 import asyncpg
 
@@ -29,6 +29,10 @@ class TenantStore:
         """Tenants that have a key, a job, or something set, by name."""
         rows = await self._pool.fetch(SQL.list_tenants)
         return [Tenant(id=row["name"]) if row["id"] is None else _tenant(row) for row in rows]
+
+    async def models_for_money(self, since: date) -> tuple[str, ...]:
+        """Models that tenants with a budget of money have used since a day (UTC)."""
+        return tuple(row["model"] for row in await self._pool.fetch(SQL.models_for_money, since))
 
     async def change(self, name: str, change: Callable[[Tenant], Tenant], now: datetime) -> Tenant:
         """Make of a tenant what `change` makes of it, while nobody else changes it.

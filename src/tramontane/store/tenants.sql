@@ -17,6 +17,12 @@ SELECT n.name, t.*
   LEFT JOIN tenants t ON t.id = n.name
  ORDER BY n.name
 
+-- name: models_for_money
+-- What tenants with a budget of money have used since a day.
+SELECT DISTINCT s.model FROM tenants t JOIN spendings s ON s.tenant_id = t.id
+ WHERE t.daily_cost > 0 AND s.day >= $1
+ ORDER BY s.model
+
 -- name: lock_tenant
 -- A row is made for whoever has none, so that two who set something wait for each other.
 INSERT INTO tenants (id, created_at, updated_at) VALUES ($1, $2, $2)
