@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
+from typing import Any, cast
 
 from lives import T0, in_the_background
 
@@ -106,6 +107,36 @@ async def test_a_leader_that_says_nothing_loses_the_lead_to_another(database_url
             await until(lambda: second.leading)
             assert time.monotonic() - began < 3
             assert before.doing == 1, "it does not know it yet, and may do its duty beside the new one"
+
+
+class Mute:
+    """A connection that gives the lead, and on which no sign of life is answered."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.fetchval, self.terminate = connection.fetchval, connection.terminate
+
+    async def execute(self, query: str, *values: object) -> None:
+        if query == "SELECT 1":
+            await asyncio.Event().wait()
+        await self._connection.execute(query, *values)
+
+
+class CutOff:
+    """A database with which new connections fall silent."""
+
+    def __init__(self, database: Database) -> None:
+        self._database, self.pool = database, database.pool
+
+    async def connect(self) -> Mute:
+        return Mute(await self._database.connect())
+
+
+async def test_a_leader_that_is_not_answered_gives_its_duties_up_by_itself(database: Database) -> None:
+    duty = Duty()
+    leader = Leader(cast("Database", CutOff(database)), duty, poll=0.05, idle=0.05)
+    async with in_the_background(leader.run()):
+        await until(lambda: duty.begun == 2)
 
 
 async def test_who_leads_lets_go_at_once_when_it_ends(database_url: str) -> None:
