@@ -21,6 +21,10 @@ _REASONS: Final = {
     "budget": "its tenant's budget of tomorrow",
 }
 
+_COLUMNS: Final = ("model", "key", "requests free", "tokens free", "under way", "waiting")
+#: Characters that the name of a model keeps on the narrowest screen, and that the name of a key has at most.
+_SHORTEST_MODEL, _LONGEST_KEY = 12, 12
+
 
 def limits(
     job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="a waiting job: when it may start")] = None,
@@ -53,25 +57,35 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _show_buckets(buckets: list[dict[str, Any]]) -> None:
-    right = ("requests", "tokens", "reserved", "under way", "waiting")
-    shown = screen.table("model", "key", *right, "", right=right, wide=("model",))
-    for one in buckets:
-        shown.add_row(
-            screen.cut(one["model"]),
-            screen.cut(one["account"]),
-            _of(one["requests"]),
-            _of(one["tokens"]),
-            str(one["tokens"]["reserved"]),
-            str(one["inFlight"]),
-            f"{one['waiting']['count']}{'+' if one['waiting']['more'] else ''}",
-            _state(one),
-        )
+    rows = [_row(one) for one in buckets]
+    # Whatever else there is to say, of which model it is said has room.
+    taken = sum(2 + max(map(len, column)) for column in zip(_COLUMNS[1:], *rows, strict=True))
+    longest = max(_SHORTEST_MODEL, screen.console().width - taken)
+    shown = screen.table(*_COLUMNS, right=_COLUMNS[2:])
+    shown.columns[0].min_width = min(_SHORTEST_MODEL, max(len(one["model"]) for one in buckets))
+    for one, row in zip(buckets, rows, strict=True):
+        shown.add_row(screen.shorten(one["model"], longest), *row)
     screen.show(shown)
+    for one in buckets:
+        if state := _state(one):
+            screen.say(f"{screen.cut(one['model'])} ({screen.cut(one['account'])}): {state}")
+
+
+def _row(bucket: dict[str, Any]) -> tuple[str, ...]:
+    """What stands beside the model."""
+    waiting = bucket["waiting"]
+    return (
+        screen.shorten(bucket["account"], _LONGEST_KEY),
+        _of(bucket["requests"]),
+        _of(bucket["tokens"]),
+        screen.short(bucket["inFlight"]),
+        f"{screen.short(waiting['count'])}{'+' if waiting['more'] else ''}",
+    )
 
 
 def _of(pair: dict[str, Any]) -> str:
-    """`12 of 60 free`, by what is known."""
-    return "no limit known" if pair["limit"] is None else f"{pair['free']} of {pair['limit']} free"
+    """What is free of how much: `12 of 60`, by what is known."""
+    return "none known" if pair["limit"] is None else f"{screen.short(pair['free'])} of {screen.short(pair['limit'])}"
 
 
 def _state(bucket: dict[str, Any]) -> str:

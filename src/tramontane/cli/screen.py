@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: What a model or a server says may not steer the terminal: C0 and C1 controls but tab and line feed.
 _CONTROLS: Final = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
+#: Of large numbers.
+_UNITS: Final = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
+
 _COLOURS: Final = {
     "completed": "green",
     "succeeded": "green",
@@ -115,6 +118,23 @@ def cut(text: str, longest: int = 200) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(plain(text[: longest * 4]).split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def shorten(text: str, longest: int) -> str:
+    """A name on one line, which may lose its middle: names are told apart by their ends, too."""
+    line = cut(text)
+    if len(line) <= longest:
+        return line
+    end = (longest - 1) // 2
+    return f"{line[: longest - 1 - end]}…{line[len(line) - end :]}"
+
+
+def short(number: int) -> str:
+    """`9999`, `38k`, `1.2M`, `2.5B`: never more than there is."""
+    if number < 10_000:
+        return str(number)
+    size, unit = next(one for one in _UNITS if number >= one[0])
+    return f"{number // size}{unit}" if number >= 10 * size else f"{number * 10 // size / 10:g}{unit}"
 
 
 def span(seconds: float | None) -> str:
