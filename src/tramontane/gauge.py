@@ -19,6 +19,9 @@ from tramontane.telemetry import log
 
 logger = logging.getLogger(__name__)
 
+#: A bucket, and the tenant's own Mistral key (sealed) that it was met with: another that replaces it is met anew.
+Source = tuple[BucketKey, bytes | None]
+
 #: What is no news is written once in so many parts of a window.
 _PARTS: Final = 60
 #: Seconds before a failed write is tried again.
@@ -43,18 +46,19 @@ class Gauge:
         self._learned = learned
         self._window = timedelta(seconds=window)
         self._clock = clock
-        self._heard: defaultdict[BucketKey, list[Heard]] = defaultdict(list)
-        self._answers: defaultdict[BucketKey, list[int]] = defaultdict(list)
+        self._heard: defaultdict[Source, list[Heard]] = defaultdict(list)
+        self._answers: defaultdict[Source, list[int]] = defaultdict(list)
         #: What an answer has been heard of; and of those that it was "never", until when that is believed unasked.
-        self._answered: set[BucketKey] = set()
-        self._refusing: dict[BucketKey, datetime] = {}
+        self._answered: set[Source] = set()
+        self._refusing: dict[Source, datetime] = {}
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
 
-    def hear(self, key: BucketKey, heard: Heard) -> None:
+    def hear(self, bucket: BucketKey, heard: Heard, mistral_key: bytes | None = None) -> None:
         """The head of an answer. Refusals, and the first answer of a bucket, are written at once."""
         if not heard.tells:
             return
+        key = bucket, mistral_key
         if heard.never:
             self._refusing[key] = heard.at + self._window
         elif key in self._refusing:
@@ -68,28 +72,28 @@ class Gauge:
         self._answered.add(key)
         self._news.set()
 
-    async def before(self, job: Job) -> Callable[[Heard], None]:
-        """Before a call; returns what is to be told of its answer.
+    async def before(self, job: Job, mistral_key: bytes | None = None) -> Callable[[Heard], None]:
+        """Before a call, with the tenant's own key if it has one; returns what is to be told of its answer.
 
         Raises ZeroAllowance where Mistral is known to answer that; one call per window asks again.
         """
-        key = job.account, job.model
-        await self._check(key)
-        return functools.partial(self.hear, key)
+        bucket = job.account, job.model
+        await self._check((bucket, mistral_key))
+        return functools.partial(self.hear, bucket, mistral_key=mistral_key)
 
-    def after(self, job: Job, usage: str | None) -> None:
+    def after(self, job: Job, usage: str | None, mistral_key: bytes | None = None) -> None:
         """What an attempt has used, as Mistral reported it: the measure of those to come."""
         if (answer := answer_of(usage)) is not None:
-            self._answers[job.account, job.model].append(answer)
+            self._answers[(job.account, job.model), mistral_key].append(answer)
             self._news.set()
 
-    async def _check(self, key: BucketKey) -> None:
+    async def _check(self, key: Source) -> None:
         if key in self._answered and key not in self._refusing:
             return
         now = self._clock()
         if (until := self._refusing.get(key)) is None or until <= now:
             try:
-                if not await self._store.refuses(key, now, self._window):
+                if not await self._store.refuses(key[0], now, self._window):
                     return
             except OUTAGES:
                 return  # Mistral will say so itself
@@ -122,8 +126,11 @@ class Gauge:
         """Write what has been heard so far; what cannot be written is kept."""
         for key in {*self._heard, *self._answers}:
             heard, answers = self._heard.pop(key, []), self._answers.pop(key, [])
+            (_, model), mistral_key = key
             try:
-                bucket = await self._store.learn(key, heard, answers, self._clock(), self._window)
+                bucket = await self._store.learn(
+                    key[0], heard, answers, self._clock(), self._window, mistral_key=mistral_key
+                )
             except BaseException:
                 self._heard[key] = heard + self._heard[key]
                 self._answers[key] = answers + self._answers[key]
@@ -135,7 +142,7 @@ class Gauge:
                     logger,
                     logging.WARNING,
                     "limits.refused",
-                    model=key[1],
+                    model=model,
                     until=until,
                     caution=bucket.caution,
                     **limits,

@@ -89,7 +89,7 @@ class Runner:
             async with asyncio.timeout(course.attempt.job.timeout_seconds):
                 await self._ask(course)
             if self._gauge and course.stream:
-                self._gauge.after(course.attempt.job, _text(course.stream.usage))
+                self._gauge.after(course.attempt.job, _text(course.stream.usage), course.attempt.mistral_key)
         # Past the limit from here on: the answer is there, and the log takes as long as it takes.
         return course.ending(await course.draft.settle())
 
@@ -108,7 +108,7 @@ class Runner:
         draft, transcript = course.draft, course.transcript
         sealed = course.attempt.mistral_key
         api_key = None if sealed is None else self._vault.open(sealed)
-        heard = await self._gauge.before(course.attempt.job) if self._gauge else None
+        heard = await self._gauge.before(course.attempt.job, sealed) if self._gauge else None
         asked = self._mistral.stream(course.plan.request, api_key=api_key, heard=heard)
         async with self._calls.watch(course.attempt.job.model, asked) as call:
             course.stream = stream = call.stream

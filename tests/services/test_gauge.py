@@ -1,6 +1,7 @@
 """The gauge: what Mistral says of its limits reaches the database, soon, together, and whatever goes wrong."""
 
 import asyncio
+import dataclasses
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,8 @@ from tramontane.fairness import BucketKey
 from tramontane.gauge import Gauge
 from tramontane.ids import utc_now
 from tramontane.limits import Bucket, Heard
-from tramontane.store import BucketStore
+from tramontane.store import BucketStore, TenantStore
+from tramontane.tenants import Tenant
 
 KEY = "*", "mistral-small-latest"
 
@@ -28,11 +30,11 @@ class Written(BucketStore):
         self.failures = 0
         self.asked = 0
 
-    async def learn(self, key: BucketKey, heard: Any, answers: Any, now: Any, window: Any) -> Bucket:
+    async def learn(self, key: BucketKey, heard: Any, answers: Any, now: Any, window: Any, **more: Any) -> Bucket:
         if self.failures:
             self.failures -= 1
             raise ConnectionError("away")
-        bucket = await super().learn(key, heard, answers, now, window)
+        bucket = await super().learn(key, heard, answers, now, window, **more)
         self.heads.append((key, list(heard)))
         self.answers += answers
         return bucket
@@ -129,6 +131,24 @@ async def test_never_is_believed_for_a_window_by_every_worker(store: Written, li
     await first.before(job)
     with pytest.raises(ZeroAllowance):
         await other.before(job)
+
+
+async def test_never_was_said_to_one_key_and_holds_for_no_other(store: Written, lives: Lives) -> None:
+    await lives.tenant(id="acme", mistral_key=b"first")
+    gauge = Gauge(store, lambda: None, window=60)
+    [job] = await lives.submit(new_job(tenant="acme"))
+    (await gauge.before(job, b"first"))(Heard(at=utc_now(), status=429, never=True))
+    await gauge.write()
+    with pytest.raises(ZeroAllowance):
+        await gauge.before(job, b"first")
+
+    replaced = dataclasses.replace(Tenant(id="acme"), mistral_key=b"second")
+    await TenantStore(lives.pool).change("acme", lambda _: replaced, utc_now())
+
+    hear = await gauge.before(job, b"second")
+    hear(head())
+    await gauge.write()
+    assert (await bucket_of(lives))["limit_requests"] == 60
 
 
 async def test_while_the_database_is_away_mistral_is_asked(lives: Lives) -> None:

@@ -11,11 +11,13 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from lives import WINDOW, Lives
 
 from tramontane.database import Database
 from tramontane.errors import InvalidInput, NotFound
 from tramontane.ids import new_id
 from tramontane.keys import USUAL_SCOPES, ApiKey, hash_of, new_key
+from tramontane.limits import Heard
 from tramontane.models import JobKey, NewJob, Scope, State
 from tramontane.queue import Entry
 from tramontane.store import JobStore, KeyStore, TenantStore
@@ -214,6 +216,37 @@ async def test_waiting_jobs_go_by_the_mistral_key_that_their_tenant_has(any_data
     await store.change("acme", lambda tenant: dataclasses.replace(tenant, mistral_key=None), NOW)
     accounts["removed"] = (await jobs.get(after.key)).account
     assert accounts == {"before": "*", "set": "acme", "new": "acme", "other": "*", "removed": "*"}
+
+
+async def test_a_replaced_mistral_key_leaves_nothing_of_its_limits_to_the_next(any_database: Database) -> None:
+    store, lives = TenantStore(any_database.pool), Lives(any_database)
+
+    async def use(mistral_key: bytes | None) -> None:
+        await store.change("acme", lambda tenant: dataclasses.replace(tenant, mistral_key=mistral_key), NOW)
+
+    async def accounts() -> list[str]:
+        return [row["account"] for row in await lives.pool.fetch("SELECT account FROM buckets ORDER BY account")]
+
+    async def hear(mistral_key: bytes | None, account: str = "acme") -> None:
+        never = Heard(at=NOW, status=429, never=True)
+        await lives.buckets.learn((account, "small"), [never], [], NOW, WINDOW, mistral_key=mistral_key)
+
+    await use(b"first")
+    for account, mistral_key in (("acme", b"first"), ("*", None)):
+        await hear(mistral_key, account)
+    await store.change("acme", lambda tenant: dataclasses.replace(tenant, weight=2.0), NOW)
+    assert await accounts() == ["*", "acme"], "nothing was said of its key"
+
+    await use(b"second")
+    assert not await lives.buckets.refuses(("acme", "small"), NOW, WINDOW)
+    await hear(b"first")
+    assert await accounts() == ["*"], "what a call with the first key was told late is nothing to the second"
+    await hear(b"second")
+    assert await accounts() == ["*", "acme"]
+
+    await use(None)
+    await use(b"third")
+    assert await accounts() == ["*"]
 
 
 async def test_an_attempt_brings_the_key_that_its_tenant_has_by_then(any_database: Database) -> None:

@@ -9,6 +9,7 @@ import asyncpg
 
 from tramontane.fairness import BucketKey
 from tramontane.limits import NOMINAL, Bucket, Heard, Use, counted_from, learn
+from tramontane.models import SERVER_ACCOUNT
 from tramontane.store.rows import Connection, Pool
 from tramontane.store.statements import Statements
 
@@ -34,13 +35,25 @@ class BucketStore:
         self._pool = pool
 
     async def learn(
-        self, key: BucketKey, heard: Sequence[Heard], answers: Sequence[int], now: datetime, window: timedelta
+        self,
+        key: BucketKey,
+        heard: Sequence[Heard],
+        answers: Sequence[int],
+        now: datetime,
+        window: timedelta,
+        *,
+        mistral_key: bytes | None = None,
     ) -> Bucket:
-        """Write down what answers said of a bucket, oldest first, and how many tokens they had; the bucket then."""
+        """Write down what answers said of a bucket, oldest first, and how many tokens they had; the bucket then.
+
+        mistral_key: the tenant's own, sealed, that was answered. Of one that has been replaced nothing is written.
+        """
         account, model = key
         latest = max((one.at for one in heard), default=now)
         count = any(one.limit_requests for one in heard), any(one.limit_tokens for one in heard)
         async with self._pool.acquire() as connection, connection.transaction():
+            if account != SERVER_ACCOUNT and await connection.fetchval(SQL.lock_key, account) != mistral_key:
+                return Bucket(account=account, model=model)
             await connection.execute(SQL.lock_bucket, account, model)
             [level] = await read_levels(connection, [key], latest, window, count=count)
             bucket = level.bucket

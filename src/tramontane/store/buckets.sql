@@ -78,6 +78,10 @@ WITH given AS (
 UPDATE shares s SET virtual_time = s.virtual_time + h.more
   FROM held h WHERE s.account = h.account AND s.model = h.model AND s.tenant_id = h.tenant_id
 
+-- name: lock_key
+-- The Mistral key of its own that a tenant has, until we are done.
+SELECT mistral_key FROM tenants WHERE id = $1 FOR SHARE
+
 -- name: lock_bucket
 -- One that learns after the other.
 INSERT INTO buckets (account, model) VALUES ($1, $2)

@@ -37,7 +37,8 @@ class TenantStore:
     async def change(self, name: str, change: Callable[[Tenant], Tenant], now: datetime) -> Tenant:
         """Make of a tenant what `change` makes of it, while nobody else changes it.
 
-        Jobs that have not ended go by the Mistral key that the tenant has then.
+        Jobs that have not ended go by the Mistral key that the tenant has then; what was learned of the limits of
+        another is forgotten.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             row = await connection.fetchrow(SQL.lock_tenant, name, now)
@@ -59,6 +60,8 @@ class TenantStore:
             if (tenant.mistral_key is None) != (row["mistral_key"] is None):
                 account = SERVER_ACCOUNT if tenant.mistral_key is None else name
                 await connection.execute(SQL.move_jobs, name, account)
+            if tenant.mistral_key != row["mistral_key"]:
+                await connection.execute(SQL.forget_limits, name)
             await connection.execute(NEWS)
             await connection.execute("SELECT pg_notify('tramontane_admission', '')")
         return tenant

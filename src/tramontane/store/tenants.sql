@@ -38,3 +38,6 @@ UPDATE tenants
 -- name: move_jobs
 -- Jobs are counted by the limits of the Mistral key that their next attempt will be asked with.
 UPDATE jobs SET account = $2 WHERE tenant_id = $1 AND state IN ('queued', 'running') AND account <> $2
+
+-- name: forget_limits
+DELETE FROM buckets WHERE account = $1
