@@ -138,7 +138,9 @@ async def open_app(settings: Settings, *, worker: bool, tracing: Tracing | None 
             await authentication.watch(listener)
             running: tuple[Worker, Sender] | tuple[None, None] = (None, None)
             if worker:
-                parts = _Parts(settings, database, listener, streams, jobs, events, vault, policy, metrics, tracing)
+                parts = _Parts(
+                    settings, database, listener, streams, jobs, events, vault, policy, metrics, tracing, operations
+                )
                 running = await stack.enter_async_context(_working(parts, schedules, prices))
             yield App(
                 settings=settings,
@@ -177,6 +179,7 @@ class _Parts:
     policy: AddressPolicy
     metrics: Metrics
     tracing: Tracing
+    operations: Operations
 
 
 @asynccontextmanager
@@ -234,6 +237,7 @@ async def _working(parts: _Parts, schedules: Schedules, prices: Prices) -> Async
             prices,
             metrics=parts.metrics,
             tracing=parts.tracing,
+            unfit=parts.operations.unfit,
         )
         sender = Sender(
             deliveries,

@@ -33,6 +33,8 @@ class Operations:
         self._migrated = asyncio.Event()
         #: It has been asked to end, and takes no new work.
         self.draining = False
+        #: What it lacks for some of its work, since it met that; another start mends it.
+        self._lacks: str | None = None
         self._database = database
         self._census_store = census
         self._census: Census | None = None
@@ -60,14 +62,20 @@ class Operations:
             self._migrated.clear()
             await self._database.pool.expire_connections()
 
+    def unfit(self, lacks: str) -> None:
+        """Say from now on that this process cannot do all of its work, and why."""
+        self._lacks = lacks
+
     async def check(self) -> None:
         """Return if this process may be given work.
 
-        Raises NotReady once it was asked to end, or when its version is too old for the tables; and DatabaseError when
-        the database does not answer within a second.
+        Raises NotReady once it was asked to end or is unfit, or when its version is too old for the tables; and
+        DatabaseError when the database does not answer within a second.
         """
         if self.draining:
             raise NotReady("draining: this process is about to end")
+        if self._lacks is not None:
+            raise NotReady(self._lacks)
         try:
             async with asyncio.timeout(_PROMPT):
                 ahead = await steps_ahead(self._database)

@@ -63,6 +63,7 @@ class Runner:
         """Call Mistral and log what it says. Returns the job's ending, or why there is none.
 
         A later attempt goes on with the text that is there, as `continuity` plans it, and says so first.
+        One whose Mistral key cannot be opened here fails with SecretsLocked, before anybody is told or asked anything.
         Raises AttemptLost when the log refuses the attempt, which also closes the call to Mistral.
         """
         job = attempt.job
@@ -84,6 +85,9 @@ class Runner:
         raise AttemptLost(f"attempt {job.attempt} of {show_id('job', job.key.id)} was overtaken")
 
     async def _answer(self, course: "_Course") -> Ending:
+        if course.plan.mode != "finished" and (sealed := course.attempt.mistral_key) is not None:
+            # First of all: without it nothing begins here that readers would have to be told of.
+            course.api_key = self._vault.open(sealed)
         await course.announce()
         if course.plan.mode != "finished":
             async with asyncio.timeout(course.attempt.job.timeout_seconds):
@@ -106,11 +110,10 @@ class Runner:
 
     async def _read(self, course: "_Course") -> None:
         draft, transcript = course.draft, course.transcript
-        sealed = course.attempt.mistral_key
-        api_key = None if sealed is None else self._vault.open(sealed)
-        heard = await self._gauge.before(course.attempt.job, sealed) if self._gauge else None
-        asked = self._mistral.stream(course.plan.request, api_key=api_key, heard=heard)
-        async with self._calls.watch(course.attempt.job.model, asked) as call:
+        job, mistral_key = course.attempt.job, course.attempt.mistral_key
+        heard = await self._gauge.before(job, mistral_key) if self._gauge else None
+        asked = self._mistral.stream(course.plan.request, api_key=course.api_key, heard=heard)
+        async with self._calls.watch(job.model, asked) as call:
             course.stream = stream = call.stream
             async for delta in stream:
                 call.token()
@@ -129,6 +132,8 @@ class _Course:
     def __init__(self, attempt: Attempt, draft: Draft) -> None:
         self.attempt = attempt
         self.draft = draft
+        #: The tenant's own for Mistral; None: ours.
+        self.api_key: str | None = None
         #: From the moment that Mistral answers.
         self.stream: ChatStream | None = None
         self._past = attempt.past or Past(reason="")

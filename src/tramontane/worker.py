@@ -20,6 +20,7 @@ from tramontane.errors import (
     InternalError,
     JobTimeout,
     RateLimited,
+    SecretsLocked,
     TramontaneError,
     Truncated,
     UpstreamTimeout,
@@ -51,12 +52,15 @@ _LAG_ALARM: Final = 0.3
 _ENDING_PATIENCE: Final = 60.0
 #: Times in a row that a 429 gives a job back; from then on it counts as a failure.
 _MOST_REFUSALS: Final = 20
+#: A job that cannot be asked for here waits a second for another worker, then two, and in the end half a minute.
+_ELSEWHERE, _MOST_DOUBLINGS = Backoff(delay=1.0), 5
 
 
 class Worker:
     """Runs up to `settings.concurrency` jobs at a time, until `stop` or cancellation.
 
     consumer_of: makes the queue's consumer around our handler. wake: told of each job whose log grew, after the commit.
+    unfit: told why this worker cannot do all of its work.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Worker:
         prices: Prices | None = None,
         metrics: Metrics | None = None,
         tracing: Tracing | None = None,
+        unfit: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.id = new_id()
         self._metrics = metrics = metrics or Metrics()
@@ -86,6 +91,7 @@ class Worker:
         self._admission = admission
         self._settings = settings
         self._wake = wake
+        self._unfit = unfit
         self._hooks: defaultdict[str, list[Hook]] = defaultdict(list)
         self._running: set[anyio.CancelScope] = set()
         self._stopping = asyncio.Event()
@@ -219,6 +225,9 @@ class Worker:
     async def _conclude(self, attempt: Attempt, outcome: Ending | Failed) -> None:
         if isinstance(outcome, Failed):
             mark(outcome.error.code)
+            if isinstance(outcome.error, SecretsLocked):
+                await self._leave_to_others(attempt, outcome.error)
+                return
         job = attempt.job
         if isinstance(outcome, Failed) and (
             _sent_away(outcome.error, job) or may_retry(outcome.error, job.failures + 1, job.attempts)
@@ -233,6 +242,17 @@ class Worker:
         failed = {} if job.failure is None else {"code": job.failure.code}
         log(logger, logging.INFO, f"job.{job.state}", job=show_id("job", job.key.id), attempt=job.attempt, **failed)
         await self._call_hooks(job)
+
+    async def _leave_to_others(self, attempt: Attempt, error: SecretsLocked) -> None:
+        """Hand back what cannot be asked for without a key that others have: it is this worker that lacks something."""
+        job = attempt.job
+        times = min(job.attempt, 1 + _MOST_DOUBLINGS)
+        seconds = delay(_ELSEWHERE, times, retry_after=None, random=random.random())  # noqa: S311
+        requeue = _requeue(attempt, "handover", None, seconds=seconds)
+        await self._jobs.requeue(dataclasses.replace(requeue, unreported=False), utc_now())
+        self._unfit(error.message)
+        shown = show_id("job", job.key.id)
+        log(logger, logging.WARNING, "worker.secrets_locked", job=shown, seconds=round(seconds, 3), error=error)
 
     async def _retry(self, attempt: Attempt, failed: Failed) -> None:
         job, error = attempt.job, failed.error

@@ -1,8 +1,10 @@
 """The worker against a simulated Mistral: what becomes of a job, however its attempts end."""
 
 import asyncio
+import base64
 import hashlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
@@ -16,7 +18,7 @@ from lives import Lives, new_job, until
 
 from tramontane.app import App, open_app
 from tramontane.database import Database
-from tramontane.errors import AttemptLost, ConfigurationError, Truncated
+from tramontane.errors import AttemptLost, ConfigurationError, NotReady, SecretsLocked, Truncated
 from tramontane.ids import new_id, utc_now
 from tramontane.models import Attempt, Ending, Job, JobKey, State
 from tramontane.queue import Entry
@@ -24,6 +26,7 @@ from tramontane.runner import Failed, Runner
 from tramontane.settings import Settings
 from tramontane.simulator import Behaviour, Simulator
 from tramontane.store import JobStore
+from tramontane.vault import Vault
 
 Opener = Callable[..., AbstractAsyncContextManager[App]]
 
@@ -304,6 +307,88 @@ async def test_what_mistral_comes_to_allow_is_allowed_from_the_next_probe_on(
 
         await until(allowed)
         assert (await run(app)).state == State.COMPLETED
+
+
+def a_key() -> str:
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
+
+
+async def test_what_a_tenants_own_key_is_answered_is_learned_of_its_limits(opened: Opener, lives: Lives) -> None:
+    key = a_key()
+    await lives.tenant(id="acme", mistral_key=Vault([key]).seal("of-acme"))
+
+    async def learned() -> bool:
+        rows = await lives.pool.fetch("SELECT account FROM buckets WHERE observed_at IS NOT NULL")
+        return [row["account"] for row in rows] == ["acme"]
+
+    async with opened(encryption_keys=(key,)) as app:
+        job = await run(app, tenant="acme")
+        await until(learned)
+    assert job.state == State.COMPLETED
+
+
+async def test_a_worker_that_cannot_read_a_tenants_key_hands_its_job_to_one_that_can(
+    opened: Opener, lives: Lives, simulator: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = a_key()
+
+    async def handed_back() -> bool:
+        return [one.outcome for one in await lives.jobs.attempts(asked)] == ["handover"]
+
+    async with opened() as app:
+        await lives.tenant(id="acme", mistral_key=Vault([key]).seal("of-acme"))
+        await app.operations.check()
+        asked = await submit(app, tenant="acme")
+        await until(handed_back)
+        with pytest.raises(NotReady, match="TRAMONTANE_ENCRYPTION_KEY"):
+            await app.operations.check()
+    waiting = await lives.jobs.get(asked)
+    assert (waiting.state, waiting.failures, waiting.refusals) == (State.QUEUED, 0, 0)
+    assert waiting.run_at > utc_now() - timedelta(seconds=10)
+    assert "worker.secrets_locked" in caplog.text
+
+    await lives.pool.execute("UPDATE jobs SET run_at = created_at")
+    async with opened(encryption_keys=(key,)) as app:
+        job = await ended(app, asked)
+        await app.operations.check()
+    assert (job.state, job.attempt, job.failures) == (State.COMPLETED, 2, 0)
+    result = msgspec.json.decode((await lives.jobs.contents(asked)).result or b"")
+    assert "unreportedAttempts" not in result, "the first one asked Mistral nothing"
+    assert len(simulator.ledger) == 1
+    assert await lives.types(asked) == ["start", "attempt", "chunk", "complete"]
+
+
+@pytest.mark.parametrize("worker", [True, False])
+async def test_without_the_key_that_others_have_no_process_starts(
+    database_url: str, lives: Lives, worker: bool
+) -> None:
+    key = a_key()
+    for keys in ((), (key,)):
+        async with open_app(Settings(database_url=database_url, encryption_keys=keys), worker=False):
+            pass
+    with pytest.raises(SecretsLocked, match="TRAMONTANE_ENCRYPTION_KEY"):
+        async with open_app(Settings(database_url=database_url), worker=worker):
+            pass
+    async with open_app(Settings(database_url=database_url, encryption_keys=(a_key(), key)), worker=False):
+        pass
+
+
+async def test_jobs_that_nobody_can_ask_for_come_back_less_and_less_often(opened: Opener, lives: Lives) -> None:
+    async def wait_after(attempt: int) -> float:
+        await lives.pool.execute("UPDATE jobs SET attempt = $1, run_at = created_at", attempt - 1)
+
+        async def handed_back() -> bool:
+            return (await lives.jobs.get(asked)).run_at > began
+
+        began = utc_now()
+        await until(handed_back)
+        return ((await lives.jobs.get(asked)).run_at - began).total_seconds()
+
+    async with opened(poll=0.05) as app:
+        await lives.tenant(id="acme", mistral_key=Vault([a_key()]).seal("of-acme"))
+        asked = await submit(app, tenant="acme", run_at=utc_now() + timedelta(hours=1))
+        assert 1 <= await wait_after(1) < 1.3 + 8
+        assert 30 <= await wait_after(50) < 1.3 * 32 + 8
 
 
 async def test_an_attempt_over_its_time_is_cut_and_keeps_its_text(
