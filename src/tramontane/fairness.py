@@ -19,6 +19,7 @@ from uuid import UUID
 
 from tramontane.limits import Bucket, Room, cost
 from tramontane.models import JobKey
+from tramontane.tenants import fair
 
 BucketKey = tuple[str, str]
 
@@ -28,6 +29,9 @@ PRESENT: Final = "*"
 
 #: A tenant that is this far ahead of the others (windows' worth) has no deadlines any more: they would starve for it.
 _MOST_AHEAD: Final = 1.0
+#: No virtual time gets this far in decades, where additions would begin to be lost; and no tenant so far ahead of the
+#: present. A share beyond either is none.
+_LATEST, _FURTHEST_AHEAD = 1e12, 1e6
 _FAR: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -107,9 +111,11 @@ class _Clock:
     """Virtual time, among tenants who wait."""
 
     def __init__(self, shares: Mapping[str, float]) -> None:
-        self._before = shares
+        known = {tenant: time for tenant, time in shares.items() if abs(time) <= _LATEST}
+        # Without a present that can be true all who wait begin anew, where nobody is behind.
+        self.now = known.get(PRESENT, max(known.values(), default=0.0) if PRESENT in shares else 0.0)
+        self._before = {tenant: time for tenant, time in known.items() if time <= self.now + _FURTHEST_AHEAD}
         self._charged: set[str] = set()
-        self.now = shares.get(PRESENT, 0.0)
         self.times: dict[str, float] = {}
 
     def join(self, tenant: str) -> None:
@@ -225,7 +231,7 @@ class _Round:
 
     def _take(self, lane: _Lane, candidate: Candidate) -> None:
         tenant = candidate.key.tenant
-        weight = self._tenants.get(tenant, Tenant()).weight
+        weight = fair(self._tenants.get(tenant, Tenant()).weight)
         lane.take(candidate)
         lane.clock.charge(tenant, cost(lane.bucket, candidate.tokens) / weight)
         self._fleet.charge(tenant, 1 / weight)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from tramontane.limits import Bucket, Room
+from tramontane.tenants import fair
 
 #: Nobody plans further ahead than this.
 _LONGEST: Final = timedelta(days=30)
@@ -48,7 +49,7 @@ def before(own: int, rivals: list[tuple[int, int, float]], *, weight: float) -> 
     own: of its own tenant, all of which go first. rivals: of each other tenant how many have a higher priority, how
     many the same, and its weight: they share with us while our own are waiting.
     """
-    shared = sum(min(equal, math.ceil((own + 1) * theirs / weight)) for _, equal, theirs in rivals)
+    shared = sum(min(equal, math.ceil((own + 1) * fair(theirs) / fair(weight))) for _, equal, theirs in rivals)
     return own + sum(better for better, _, _ in rivals) + shared
 
 

@@ -1,8 +1,13 @@
 """Tenants: who shares the fleet, and what each may use of it."""
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Final, Literal
+
+#: The least and the greatest weight. Beyond them a share of the fleet is none, or all, and sums lose their sense.
+LIGHTEST: Final = 0.001
+HEAVIEST: Final = 1000.0
 
 OnBudget = Literal["queue", "fail"]
 
@@ -13,7 +18,7 @@ class Tenant:
 
     id: str
     description: str = ""
-    #: Their part of what the fleet may start, beside that of others who wait.
+    #: Their part of what the fleet may start, beside that of others who wait: LIGHTEST to HEAVIEST.
     weight: float = 1.0
     #: Jobs of theirs that run at a time. Here as below, None is no limit.
     concurrency: int | None = None
@@ -28,3 +33,8 @@ class Tenant:
     on_budget: OnBudget = "queue"
     #: A Mistral key of their own, sealed; None: the server's.
     mistral_key: bytes | None = None
+
+
+def fair(weight: float) -> float:
+    """A weight as it counts, whatever is written."""
+    return 1.0 if math.isnan(weight) else min(max(weight, LIGHTEST), HEAVIEST)

@@ -274,6 +274,19 @@ async def test_a_tenant_of_twice_the_weight_gets_twice_as_much(lives: Lives) -> 
     assert had == {"a": 20, "b": 10}
 
 
+async def test_a_weight_that_nobody_may_set_leaves_no_share_that_cannot_be(lives: Lives) -> None:
+    await lives.tenant(id="a", weight=5e-324)
+    await waiting(lives, 2, tenant="a")
+    await waiting(lives, 2, tenant="b")
+    await limited(lives, 60)
+    for key in await admit(lives):
+        attempt = await lives.start(key)
+        await lives.jobs.end([ending(attempt, own_usage='{"total_tokens": 40000}')])
+    rows = await lives.pool.fetch("SELECT virtual_time FROM shares")
+    assert len(rows) >= 3
+    assert all(0 <= row["virtual_time"] < 10_000 for row in rows)
+
+
 async def test_shares_are_remembered_from_round_to_round(lives: Lives) -> None:
     await waiting(lives, 40, tenant="a")
     await waiting(lives, 10, tenant="b")

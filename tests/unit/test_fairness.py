@@ -1,5 +1,6 @@
 """Whose job goes next."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tramontane.fairness import FLEET, PRESENT, BucketKey, Candidate, Choice, Held, Lane, Tenant, choose
+from tramontane.forecast import before
 from tramontane.limits import Bucket, Room
 from tramontane.models import JobKey
 
@@ -185,6 +187,43 @@ def test_what_lies_beyond_what_was_looked_at_is_not_passed_by() -> None:
     candidates = [job(1, priority=9), job(2, priority=9), job(3, "b")]
     choice = pick(candidates, most=2)
     assert (numbers(choice), choice.held) == ([1, 2], {SMALL: Held.MORE})
+
+
+# What cannot be true
+
+ABSURD = [math.inf, -math.inf, math.nan, 1e300]
+
+
+@pytest.mark.parametrize("absurd", ABSURD)
+@pytest.mark.parametrize("present", [None, 7.0])
+def test_an_absurd_share_counts_as_none(absurd: float, present: float | None) -> None:
+    known = {} if present is None else {PRESENT: present}
+    candidates = [job(n, "a") for n in range(1, 101)] + [job(n, "b") for n in range(101, 201)]
+    choice = pick(candidates, lane(shares={**known, "a": absurd}), slots=20, fleet={**known, "a": absurd})
+    assert tenants_of(choice) == {"a": 10, "b": 10}
+    assert all(0 <= time < 1000 for time in choice.shares.values())
+
+
+@pytest.mark.parametrize("absurd", ABSURD)
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_absurd_present_is_begun_anew(absurd: float, alone: bool) -> None:
+    shares = {PRESENT: absurd, "a": absurd, "b": 3.0}
+    candidates = [job(n, "a") for n in range(1, 101)] + ([] if alone else [job(n, "b") for n in range(101, 201)])
+    choice = pick(candidates, lane(shares=shares), slots=20)
+    assert tenants_of(choice)["a"] == (20 if alone else 10), "they begin together"
+    assert all(3.0 <= time < 1000 for (key, _), time in choice.shares.items() if key == SMALL)
+
+
+@pytest.mark.parametrize("weight", [5e-324, 1e-308, 1e308, math.inf, math.nan])
+def test_an_absurd_weight_leads_to_no_absurd_share(weight: float) -> None:
+    candidates = [job(n, "a") for n in range(1, 101)] + [job(n, "b") for n in range(101, 201)]
+    choice = pick(candidates, slots=150, tenants={"a": Tenant(weight=weight)})
+    assert tenants_of(choice).total() == 150
+    assert all(0 <= time < 1e6 for time in choice.shares.values())
+
+
+def test_an_absurd_weight_forecasts_no_more_than_wait() -> None:
+    assert before(3, [(1, 10, 1.0), (0, 5, math.inf)], weight=5e-324) == 3 + 1 + 10 + 5
 
 
 # Whatever comes

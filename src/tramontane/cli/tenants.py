@@ -1,7 +1,6 @@
 """`tramontane tenants …`: what each tenant may use. They work on the database itself, as `tramontane keys` does."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -14,7 +13,7 @@ from tramontane.cli.options import DataDir, Json, settings_from
 from tramontane.errors import InvalidInput
 from tramontane.ids import utc_now
 from tramontane.keys import tenant_named
-from tramontane.tenants import Tenant
+from tramontane.tenants import HEAVIEST, LIGHTEST, Tenant
 
 if TYPE_CHECKING:
     from tramontane.database import Database
@@ -160,11 +159,11 @@ def _whole(flag: str, text: str | None, least: int, *, most: int = 2**31 - 1) ->
 def _weight(text: str | None) -> float | None:
     try:
         weight = None if text is None else float(text)
-        if weight is None or (math.isfinite(weight) and weight > 0):
+        if weight is None or LIGHTEST <= weight <= HEAVIEST:
             return weight
     except ValueError:
         pass
-    raise InvalidInput("--weight", f"must be a number above 0, not {text!r}")
+    raise InvalidInput("--weight", f"must be a number from {LIGHTEST:g} to {HEAVIEST:g}, not {text!r}")
 
 
 def _money(text: str | None) -> Decimal | str | None:

@@ -12,6 +12,7 @@ from tramontane.limits import NOMINAL, Bucket, Heard, Use, counted_from, learn
 from tramontane.models import SERVER_ACCOUNT
 from tramontane.store.rows import Connection, Pool
 from tramontane.store.statements import Statements
+from tramontane.tenants import HEAVIEST, LIGHTEST
 
 SQL = Statements("buckets")
 
@@ -118,6 +119,8 @@ async def settle(connection: Connection, ended: Iterable[tuple[asyncpg.Record, i
             [row["reserved"] for row, _ in known],
             [tokens for _, tokens in known],
             *NOMINAL,
+            LIGHTEST,
+            HEAVIEST,
         )
 
 

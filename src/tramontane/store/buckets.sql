@@ -53,14 +53,14 @@ SELECT g.account, g.model, b.observed_at, b.limit_requests, b.limit_tokens, b.fo
 
 -- name: settle
 -- What jobs took beyond, or short of, what was set aside for them: their tenants are moved on, or back, by as much.
--- $6, $7: requests and tokens of a window, where no limit is known. In order, as `admit` does.
+-- $6, $7: requests and tokens of a window, where no limit is known. $8, $9: bounds of weights. In order, as `admit` does.
 WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[])
            AS g (account, model, tenant_id, reserved, tokens)
 ), difference AS (
     SELECT g.account, g.model, g.tenant_id,
            sum(greatest(l.request, g.tokens * l.token) - greatest(l.request, g.reserved * l.token))
-             / coalesce(max(t.weight), 1) AS more
+             / least(greatest(coalesce(max(t.weight), 1), $8::double precision), $9::double precision) AS more
       FROM given g
       LEFT JOIN buckets b ON b.account = g.account AND b.model = g.model
       LEFT JOIN tenants t ON t.id = g.tenant_id
