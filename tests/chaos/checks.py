@@ -161,30 +161,42 @@ def _calls_per_attempt(evidence: Evidence) -> Finding:
 
 
 def _asked_again(evidence: Evidence) -> Finding:
-    """A call is made again only where an attempt was lost: to a kill, a freeze, an outage of the database."""
-    again = sum(max(0, len(calls) - 1) for _, _, calls in _jobs_and_calls(evidence))
-    lost = _lost(evidence)
-    wrong = [f"{again} calls were made again, {lost} attempts were lost"] if again > lost else []
-    expected = f"≤ {lost} lost ({evidence.strikes.struck} were struck)"
+    """A job is asked for again only where an attempt of its own was lost: to a kill, a freeze, an outage."""
+    again, wrong = 0, []
+    for asked, job, calls in _jobs_and_calls(evidence):
+        more = max(0, len(calls) - 1)
+        again += more
+        if more > _lost_of(job):
+            wrong.append(f"{asked.job_id}: {more} calls were made again, {_lost_of(job)} attempts were lost")
+    expected = f"≤ {_lost(evidence)} lost ({evidence.strikes.struck} were struck)"
     return _finding("calls made again, after attempts that were lost", again, expected, wrong)
 
 
 def _lost(evidence: Evidence) -> int:
     """Attempts that somebody else went on with, by the API's own history."""
-    attempts = [attempt for job in _found(evidence).values() for attempt in job["attempts"]]
-    return sum(attempt["outcome"] in ("lost", "handover") for attempt in attempts)
+    return sum(_lost_of(job) for job in _found(evidence).values())
+
+
+def _lost_of(job: dict[str, Any]) -> int:
+    """Those of one job. What Mistral has sent away (429) is given back as well, and has cost nothing."""
+    return sum(
+        attempt["outcome"] in ("lost", "handover") and (attempt.get("error") or {}).get("code") != "rate_limited"
+        for attempt in job["attempts"]
+    )
 
 
 def _answered_twice(evidence: Evidence) -> Finding:
     """Answers that Mistral gave to their end, and gave again: at most one for each interruption.
 
     A machine that has too much to do freezes workers, too: what was lost without being struck is counted with them.
+    However many there were, no more than attempts were lost.
     """
     twice = 0
     for _, _, calls in _jobs_and_calls(evidence):
         twice += max(0, sum(call["outcome"] == "complete" and not _continues(call) for call in calls) - 1)
-    stalls = max(0, _lost(evidence) - evidence.strikes.struck)
-    most = evidence.strikes.interruptions + stalls
+    lost = _lost(evidence)
+    stalls = max(0, lost - evidence.strikes.struck)
+    most = min(lost, evidence.strikes.interruptions + stalls)
     wrong = [f"{twice} answers were billed twice"] if twice > most else []
     expected = f"≤ {most}" + (f", {stalls} of them stalls" if stalls else "")
     return _finding("answers billed in full twice, by interruptions", twice, expected, wrong)

@@ -110,8 +110,31 @@ def job(evidence: Evidence, name: str) -> dict[str, Any]:
 
 def billed_twice(evidence: Evidence) -> None:
     evidence.calls += [call("two"), call("two")]
-    job(evidence, "two").update(attempt=4, attempts=[{"outcome": "lost"}] * 3)
+    job(evidence, "two").update(attempt=4, attempts=[{"outcome": "lost", "error": None}] * 3)
     evidence.strikes.struck = 9
+
+
+REFUSED = {"outcome": "handover", "error": {"code": "rate_limited"}}
+
+
+def billed_twice_in_a_storm(evidence: Evidence) -> None:
+    """As above, by one interruption, and beside it many 429s."""
+    evidence.calls += [call("two"), call("two")]
+    attempts = [{"outcome": "lost", "error": None}] * 3 + [REFUSED] * 9
+    job(evidence, "two").update(attempt=13, attempts=[*attempts, {"outcome": "completed", "error": None}])
+    evidence.strikes.struck = 3
+
+
+def asked_again_after_a_429(evidence: Evidence) -> None:
+    evidence.calls.append(call("one", outcome="disconnected"))
+    job(evidence, "one").update(attempt=2, attempts=[REFUSED, {"outcome": "completed", "error": None}])
+
+
+def asked_again_of_another(evidence: Evidence) -> None:
+    """A call too many where no attempt was lost, and one of another job that was lost before it called."""
+    evidence.calls.append(call("one", outcome="disconnected"))
+    job(evidence, "one").update(attempt=2, attempts=[{"outcome": "failed"}, {"outcome": "completed"}])
+    evidence.calls.remove(call("two", outcome="disconnected"))
 
 
 def late_and_paid(evidence: Evidence) -> None:
@@ -137,7 +160,10 @@ BAD: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "an answer comes from nowhere": ("at most one an attempt", lambda e: e.calls.pop(0)),
     "somebody else's call": ("at most one an attempt", lambda e: e.calls.append(call("four"))),
     "a call is made again for no reason": ("attempts that were lost", lambda e: job(e, "two")["attempts"].clear()),
+    "a call is made again after a 429": ("attempts that were lost", asked_again_after_a_429),
+    "a call is made again of another job": ("attempts that were lost", asked_again_of_another),
     "answers are billed twice": ("in full twice", billed_twice),
+    "answers are billed twice in a storm": ("in full twice", billed_twice_in_a_storm),
     "a late job was paid for": ("missed their deadline", late_and_paid),
     "a webhook is dropped": ("honest receiver", lambda e: e.arrivals.pop(0)),
     "a repeat has other bytes": ("one body each", lambda e: e.arrivals.append(arrival("one", body="other"))),
