@@ -74,7 +74,7 @@ class Schedules:
             created_at=now,
             updated_at=now,
         )
-        return await self._store.insert(schedule)
+        return await self._store.insert(schedule, template.job)
 
     async def get(self, tenant: str, schedule_id: UUID) -> Schedule:
         """The schedule. Raises NotFound."""
@@ -94,7 +94,8 @@ class Schedules:
             next_at=cron.after(now) if schedule.active else None,
             updated_at=now,
         )
-        return await self._store.update(changed, read_at=schedule.updated_at)
+        job = None if template is None else template.job
+        return await self._store.update(changed, job, read_at=schedule.updated_at)
 
     async def delete(self, tenant: str, schedule_id: UUID) -> None:
         """Forget a schedule. Its jobs stay. Raises NotFound."""

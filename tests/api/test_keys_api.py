@@ -330,6 +330,27 @@ async def test_a_tenant_may_not_ask_for_more_priority_than_it_has(face: Face) ->
     assert (await face.ask("POST", "/api/jobs", json=body | {"priority": 5}, **bearer(key))).status == 202
 
 
+async def test_a_schedule_over_its_tenants_priority_is_refused_and_one_from_before_runs_with_less(face: Face) -> None:
+    key, tenants = await make_key(face.app, scopes=frozenset(Scope)), TenantStore(face.app.database.pool)
+    await tenants.change("acme", lambda tenant: replace(tenant, top_priority=5), utc_now())
+    acme = bearer(key, X_Tramontane_Tenant="acme")
+    job = {"request": HELLO, "priority": 5}
+    schedule = {"name": "a", "cron": "0 6 * * *", "job": job}
+
+    refused = await face.ask("POST", "/api/schedules", json=schedule | {"job": job | {"priority": 6}}, **acme)
+    made = await face.ask("POST", "/api/schedules", json=schedule, **acme)
+    path = f"/api/schedules/{made.json['scheduleId']}"
+    changed = await face.ask("PATCH", path, json={"job": job | {"priority": 6}}, **acme)
+    await tenants.change("acme", lambda tenant: replace(tenant, top_priority=1), utc_now())
+    run = await face.ask("POST", f"{path}/run", **acme)
+
+    for answer in (refused, changed):
+        assert (answer.status, answer.json["field"]) == (422, "job.priority")
+        assert "5 at most" in answer.json["detail"]
+    shown = await face.ask("GET", run.json["statusUrl"], **acme)
+    assert (run.status, shown.json["priority"]) == (202, 1)
+
+
 async def test_a_ticket_needs_no_key_and_opens_what_its_tenant_has(face: Face) -> None:
     mine, yours = await make_key(face.app), await make_key(face.app, "globex")
     job = (await face.ask("POST", "/api/jobs", json=HELLO, **bearer(mine))).json

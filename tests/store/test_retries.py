@@ -7,7 +7,7 @@ from lives import Lives, at, at_once, ending, new_job
 
 from tramontane.database import Database
 from tramontane.models import Callback, Failure, Job, JobFilter, State
-from tramontane.store import RetryStore
+from tramontane.store import RetryStore, asked_again
 
 FAILED = JobFilter(state=State.FAILED)
 
@@ -98,3 +98,15 @@ async def test_an_erased_job_is_not_retried(lives: Lives, retries: RetryStore) -
     job = await failed(lives)
     await lives.jobs.erase(job.key, at(10))
     assert await retries.retry("default", FAILED, before=None, limit=9, now=at(11)) == []
+
+
+async def test_a_retry_has_no_more_priority_than_its_tenant_may_ask_for_by_now(
+    lives: Lives, retries: RetryStore
+) -> None:
+    alone, *_ = [await failed(lives, priority=priority) for priority in (9, 8, -3)]
+    await lives.tenant(top_priority=2)
+
+    [one] = await lives.submit(asked_again(alone, new_job().request, callback=None, now=at(10)))
+    page = await retries.retry("default", FAILED, before=None, limit=9, now=at(10))
+
+    assert (one.priority, [job.priority for job in page]) == (2, [-3, 2])

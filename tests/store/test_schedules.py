@@ -8,9 +8,9 @@ import pytest
 from lives import T0, Lives, at_once, new_job
 
 from tramontane.database import Database
-from tramontane.errors import Conflict, NotFound
+from tramontane.errors import Conflict, InvalidInput, NotFound
 from tramontane.models import CatchUp, Schedule
-from tramontane.schedules import MOST_MISSED, Schedules, Template
+from tramontane.schedules import MOST_MISSED, Schedules, Template, job_now
 from tramontane.store import ScheduleStore
 
 MINUTE = timedelta(minutes=1)
@@ -183,3 +183,29 @@ async def test_two_who_change_a_schedule_at_once_do_not_undo_each_other(schedule
     await schedules.change(dataclasses.replace(made, cron="0 6 * * *"), template=None, now=T0 + MINUTE)
     with pytest.raises(Conflict):
         await schedules.change(dataclasses.replace(made, name="b"), template=None, now=T0 + MINUTE)
+
+
+async def test_a_schedule_may_not_ask_for_more_priority_than_its_tenant_has(lives: Lives, schedules: Schedules) -> None:
+    await lives.tenant(top_priority=2)
+    above = Template(job=new_job(priority=3), request_id=None)
+    with pytest.raises(InvalidInput, match=r"^job\.priority: may be 2 at most"):
+        await add(schedules, template=above)
+    assert await schedules.list("default") == []
+    made = await add(schedules, template=Template(job=new_job(priority=2), request_id=None))
+    with pytest.raises(InvalidInput, match=r"^job\.priority: may be 2 at most"):
+        await schedules.change(made, template=above, now=T0)
+    assert (await schedules.get("default", made.id)).template == made.template
+
+
+async def test_a_schedule_goes_on_with_less_priority_once_its_tenant_has_less(
+    lives: Lives, schedules: Schedules
+) -> None:
+    made = await add(schedules, template=Template(job=new_job(priority=5), request_id=None))
+    await lives.tenant(top_priority=0)
+
+    await schedules.change(dataclasses.replace(made, name="b"), template=None, now=T0)  # its job is not the news
+    await schedules.tick(T0 + MINUTE)
+    [by_hand] = await lives.submit(job_now(made, T0 + MINUTE))
+
+    assert await lives.pool.fetchval("SELECT priority FROM jobs WHERE idempotency_key IS NOT NULL") == 0
+    assert by_hand.priority == 0

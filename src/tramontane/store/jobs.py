@@ -79,10 +79,11 @@ class JobStore:
 
         Under an Idempotency-Key that is taken the earlier job comes back, marked as replayed, or, if that was asked for
         with another body, an IdempotencyMismatch in its place; in that of a job that asks for more priority than its
-        tenant has, an InvalidInput. A repeat after an unknown outcome finds its own job.
+        tenant has, an InvalidInput (a retry, and a job of a schedule, are given what the tenant has). A repeat after an
+        unknown outcome finds its own job.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            refused = await _refused(connection, jobs)
+            refused = await refusals(connection, jobs)
             fine = [job for job in jobs if job.key not in refused] if refused else jobs
             inserted = await insert(connection, fine, now)
             earlier = await self._earlier([job for job in fine if job.key.id not in inserted], connection)
@@ -362,7 +363,8 @@ class JobStore:
 async def insert(connection: Connection, jobs: Sequence[NewJob], now: datetime) -> dict[UUID, Job]:
     """Write new jobs in the caller's transaction, and admit what may run at once; those that were written, by id.
 
-    Left out: a job that is there already, and one whose Idempotency-Key is taken.
+    Left out: a job that is there already, and one whose Idempotency-Key is taken. One that asks for more priority than
+    its tenant has by now gets what the tenant has: whoever is to be told of it, asks for `refusals` first.
     """
     rows = await connection.fetch(SQL.insert_jobs, *_columns(jobs), now)
     inserted = {row["id"]: job_from(row) for row in rows}
@@ -404,9 +406,12 @@ async def _requeue(connection: Connection, requeue: Requeue, outcome: str, now: 
     return job_from(row)
 
 
-async def _refused(connection: Connection, jobs: Sequence[NewJob]) -> dict[JobKey, InvalidInput]:
-    """Jobs that ask for more priority than their tenants have."""
-    asking = [job for job in jobs if job.priority > 0]
+async def refusals(connection: Connection, jobs: Sequence[NewJob]) -> dict[JobKey, InvalidInput]:
+    """Jobs that ask for more priority than their tenants have.
+
+    Not those that repeat what was asked for when the tenant had more: nobody could ask for less with them.
+    """
+    asking = [job for job in jobs if job.priority > 0 and job.retry_of is None and job.schedule is None]
     if not asking:
         return {}
     rows = await connection.fetch(SQL.top_priorities, [job.key.tenant for job in asking])

@@ -1,5 +1,6 @@
 -- name: insert_jobs
 -- One row per new job. Left out of what comes back: one whose Idempotency-Key is taken, and one that is there already.
+-- None has more priority than its tenant may ask for, however it came about.
 WITH given AS (
     SELECT * FROM unnest(
         $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::double precision[],
@@ -13,7 +14,9 @@ WITH given AS (
                       timeout_seconds, priority, run_at, due, metadata, retry_of, idempotency_key, idempotency_hash,
                       resume, created_at, account, deadline, prompt_tokens, max_tokens, schedule_id, trace_context)
     SELECT tenant_id, id, kind, 'queued', request_id, model, attempts, backoff_kind, backoff_seconds, timeout_seconds,
-           priority, run_at, run_at <= $23, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, resume, $23,
+           CASE WHEN priority > 0
+                THEN least(priority, (SELECT top_priority FROM tenants t WHERE t.id = tenant_id)) ELSE priority END,
+           run_at, run_at <= $23, metadata::jsonb, retry_of, idempotency_key, idempotency_hash, resume, $23,
            CASE WHEN EXISTS (SELECT FROM tenants t WHERE t.id = tenant_id AND t.mistral_key IS NOT NULL)
                 THEN tenant_id ELSE '*' END,
            deadline, prompt_tokens, max_tokens, schedule_id, trace_context

@@ -7,10 +7,10 @@ from uuid import UUID
 
 import asyncpg
 
-from tramontane.errors import Conflict, NotFound
+from tramontane.errors import Conflict, InvalidInput, NotFound
 from tramontane.ids import show_id
 from tramontane.models import CatchUp, NewJob, Schedule
-from tramontane.store.jobs import insert
+from tramontane.store.jobs import insert, refusals
 from tramontane.store.rows import Connection, Pool
 from tramontane.store.statements import Statements
 
@@ -35,22 +35,27 @@ class ScheduleStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def insert(self, schedule: Schedule) -> Schedule:
-        """Write a new schedule. Raises Conflict when the tenant has one of that name."""
-        row = await self._pool.fetchrow(
-            SQL.insert_schedule,
-            schedule.tenant,
-            schedule.id,
-            schedule.name,
-            schedule.cron,
-            schedule.timezone,
-            schedule.job,
-            schedule.template,
-            schedule.catch_up,
-            _state(schedule),
-            schedule.next_at,
-            schedule.created_at,
-        )
+    async def insert(self, schedule: Schedule, job: NewJob) -> Schedule:
+        """Write a new schedule of a job.
+
+        Raises Conflict when the tenant has one of that name, and InvalidInput for a job of more priority than it has.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            await _check(connection, job)
+            row = await connection.fetchrow(
+                SQL.insert_schedule,
+                schedule.tenant,
+                schedule.id,
+                schedule.name,
+                schedule.cron,
+                schedule.timezone,
+                schedule.job,
+                schedule.template,
+                schedule.catch_up,
+                _state(schedule),
+                schedule.next_at,
+                schedule.created_at,
+            )
         if row is None:
             raise _taken(schedule.name)
         return _schedule_from(row)
@@ -62,13 +67,16 @@ class ScheduleStore:
             raise _not_found(schedule_id)
         return _schedule_from(row)
 
-    async def update(self, schedule: Schedule, *, read_at: datetime) -> Schedule:
+    async def update(self, schedule: Schedule, job: NewJob | None, *, read_at: datetime) -> Schedule:
         """Write a schedule that was changed. A reason why it was stopped goes.
 
-        read_at: its `updated_at` when it was read. Raises Conflict when the name is another's, or when somebody has
-        changed it since then, and NotFound.
+        job: another one; None: the one that it has. read_at: its `updated_at` when it was read. Raises Conflict when
+        the name is another's, or when somebody has changed it since then, InvalidInput for a job of more priority than
+        the tenant has, and NotFound.
         """
         async with self._pool.acquire() as connection, connection.transaction():
+            if job is not None:
+                await _check(connection, job)
             if await connection.fetchval(SQL.name_taken, schedule.tenant, schedule.id, schedule.name):
                 raise _taken(schedule.name)
             row = await connection.fetchrow(
@@ -122,6 +130,11 @@ class ScheduleStore:
     async def list(self, tenant: str) -> list[Schedule]:
         """All of a tenant's, by name."""
         return [_schedule_from(row) for row in await self._pool.fetch(SQL.list_schedules, tenant)]
+
+
+async def _check(connection: Connection, job: NewJob) -> None:
+    for refusal in (await refusals(connection, [job])).values():
+        raise InvalidInput("job.priority", refusal.reason)
 
 
 async def _move(connection: Connection, schedule: Schedule, turn: Turn, now: datetime) -> None:
