@@ -27,17 +27,23 @@ class Bulk:
         """Write jobs of one tenant, CHUNK at most, in one transaction; what became of each, in order.
 
         An error in its place is what `Jobs.submit` would have raised for that job alone; where places run out, the
-        last jobs have none.
+        last jobs have none, but for those that are there already under their Idempotency-Keys.
         """
         if not jobs:
             return []
         assert len(jobs) <= CHUNK, "in chunks"
+        tenant, now = jobs[0].key.tenant, utc_now()
         try:
-            places = await self._standings.take(jobs[0].key.tenant, len(jobs), utc_now())
+            places = await self._standings.take(tenant, len(jobs), now)
         except TramontaneError as error:
-            return [error] * len(jobs)
-        written = await self._write(jobs[:places])
-        return written + await self.submit(jobs[places:])
+            earlier = await self._jobs.replays(jobs)
+            return [earlier.get(job.key.id, error) for job in jobs]
+        earlier = await self._jobs.replays(jobs) if places < len(jobs) else {}
+        fresh = [job for job in jobs if job.key.id not in earlier]
+        written = await self._write(fresh[:places])
+        self._standings.give_back(tenant, places - sum(map(_is_new, written)), now)
+        outcomes = iter(written + await self.submit(fresh[places:]))
+        return [earlier.get(job.key.id) or next(outcomes) for job in jobs]
 
     async def _write(self, jobs: Sequence[NewJob]) -> list[Submitted | TramontaneError]:
         try:
@@ -56,4 +62,11 @@ class Bulk:
         """
         now = utc_now()
         places = await self._standings.take(tenant, min(limit, CHUNK), now)
-        return await self._retries.retry(tenant, wanted, before=before, limit=places, now=now)
+        jobs = await self._retries.retry(tenant, wanted, before=before, limit=places, now=now)
+        self._standings.give_back(tenant, places - len(jobs), now)
+        return jobs
+
+
+def _is_new(outcome: Submitted | TramontaneError) -> bool:
+    """Whether it has a place of its own among those that wait."""
+    return isinstance(outcome, Submitted) and not outcome.replayed

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from uuid import UUID
 
-from tramontane.errors import IdempotencyMismatch, InvalidInput, JobNotEnded, ResultExpired
+from tramontane.errors import BudgetExhausted, Busy, IdempotencyMismatch, InvalidInput, JobNotEnded, ResultExpired
 from tramontane.groups import GroupCommit
 from tramontane.ids import show_id, utc_now
 from tramontane.listener import OUTAGES
@@ -46,11 +46,24 @@ class Jobs:
 
         Raises IdempotencyMismatch, InvalidInput for its priority, and QueueFull, Overloaded or BudgetExhausted.
         """
-        if self._standings is not None:
-            await self._standings.take(job.key.tenant, 1, utc_now())
-        outcome = await self._submits.add(job)
+        outcome = await self._submits.add(job) if self._standings is None else await self._placed(job, self._standings)
         if isinstance(outcome, IdempotencyMismatch | InvalidInput):
             raise outcome
+        return outcome
+
+    async def _placed(self, job: NewJob, standings: Standings) -> Submitted | IdempotencyMismatch | InvalidInput:
+        """Written, if there is a place for it; what is there already under its Idempotency-Key needs none."""
+        tenant, now = job.key.tenant, utc_now()
+        try:
+            await standings.take(tenant, 1, now)
+        except (Busy, BudgetExhausted):
+            earlier = (await self._store.replays([job])).get(job.key.id)
+            if earlier is None:
+                raise
+            return earlier
+        outcome = await self._submits.add(job)
+        if not isinstance(outcome, Submitted) or outcome.replayed:
+            standings.give_back(tenant, 1, now)
         return outcome
 
     async def get(self, key: JobKey) -> Job:

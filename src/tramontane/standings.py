@@ -74,6 +74,12 @@ class Standings:
         self._fleet.waiting += places
         return places
 
+    def give_back(self, tenant: str, places: int, taken_at: datetime) -> None:
+        """Places that were taken then and not needed. Whoever has counted since knows of them already."""
+        for count in (self._fleet, self._tenants[tenant].count if tenant in self._tenants else None):
+            if count is not None and count.counted_at <= taken_at:
+                count.waiting -= places
+
     def budget_used(self, tenant: str) -> float | None:
         """Share of today's budget that is nearly spent, as last seen; None while there is nothing to tell."""
         known = self._tenants.get(tenant)

@@ -311,6 +311,70 @@ async def test_a_full_queue_sends_its_tenant_away_with_the_time_to_come_back(idl
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize(
+    ("set_for_tenant", "settings", "code"),
+    [
+        ("queue_limit = 3", {}, "queue_full"),
+        ("queue_limit = NULL", {"queue_limit": 3}, "overloaded"),
+        ("daily_tokens = 0, on_budget = 'fail'", {}, "budget_exhausted"),
+    ],
+)
+async def test_what_is_there_already_is_replayed_where_nothing_more_is_taken(
+    idle: Face, simulator: Simulator, database_url: str, set_for_tenant: str, settings: dict[str, Any], code: str
+) -> None:
+    once, load = {"Idempotency-Key": "once"}, {"Idempotency-Key": "load"}
+    body, bodies = {"messages": QUESTION}, [{"messages": QUESTION, "requestId": f"r{number}"} for number in range(4)]
+    first = await told(idle, "POST", "/api/jobs", 202, json=body, headers=once)
+    some = await told(idle, "POST", "/api/jobs/bulk", 200, json=bodies[:2], headers=load)
+    pool = idle.app.database.pool
+    await pool.execute("INSERT INTO tenants (id, created_at, updated_at) VALUES ('default', now(), now())")
+    await pool.execute(f"UPDATE tenants SET {set_for_tenant}")
+
+    async with facing(simulator, database_url, worker=False, **settings) as full:
+        again = await full.ask("POST", "/api/jobs", json=body, headers=once)
+        other = await full.ask("POST", "/api/jobs", json=body | {"requestId": "other"}, headers=once)
+        anew = await full.ask("POST", "/api/jobs", json=body, headers={"Idempotency-Key": "new"})
+        all_of_them = await told(full, "POST", "/api/jobs/bulk", 207, json=bodies, headers=load)
+
+    assert (again.status, again.json, again.headers["Idempotency-Replayed"]) == (202, first, "true")
+    assert (other.json["code"], anew.json["code"]) == ("idempotency_mismatch", code)
+    assert [job.get("jobId") for job in all_of_them["jobs"]] == [*(job["jobId"] for job in some["jobs"]), None, None]
+    assert [job.get("error", {}).get("code") for job in all_of_them["jobs"]] == [None, None, code, code]
+    assert (all_of_them["replayed"], await count(idle)) == (2, 3)
+
+
+async def test_places_are_for_new_jobs_alone_when_a_load_is_repeated(idle: Face) -> None:
+    await idle.app.database.pool.execute(
+        "INSERT INTO tenants (id, queue_limit, created_at, updated_at) VALUES ('default', 7, now(), now())"
+    )
+    bodies = [{"messages": QUESTION, "requestId": f"r{number}"} for number in range(7)]
+    headers = {"Idempotency-Key": "load"}
+    await told(idle, "POST", "/api/jobs/bulk", 200, json=bodies[:4], headers=headers)
+    answer = await told(idle, "POST", "/api/jobs/bulk", 200, json=bodies, headers=headers)
+    assert (answer["accepted"], answer["replayed"]) == (3, 4)
+
+
+async def test_a_replay_is_not_held_to_a_priority_that_was_lowered_since(idle: Face) -> None:
+    body, once = LONG | {"priority": 5}, {"Idempotency-Key": "once"}
+    first = await told(idle, "POST", "/api/jobs", 202, json=body, headers=once)
+    await idle.app.database.pool.execute(
+        "INSERT INTO tenants (id, top_priority, created_at, updated_at) VALUES ('default', 0, now(), now())"
+    )
+    assert await told(idle, "POST", "/api/jobs", 202, json=body, headers=once) == first
+    await told(idle, "POST", "/api/jobs", 422, json=body)
+
+
+async def test_a_page_of_retries_keeps_no_places_that_it_does_not_need(idle: Face) -> None:
+    await idle.app.database.pool.execute(
+        "INSERT INTO tenants (id, queue_limit, created_at, updated_at) VALUES ('default', 3, now(), now())"
+    )
+    for _ in range(3):
+        page = await told(idle, "POST", "/api/jobs/retry", 200, json={"status": "failed", "limit": 500})
+        assert page["retried"] == 0
+    for _ in range(3):
+        await told(idle, "POST", "/api/jobs", 202, json={"messages": QUESTION})
+
+
 async def test_an_overloaded_fleet_says_503(simulator: Simulator, database_url: str) -> None:
     async with facing(simulator, database_url, worker=False, queue_limit=2) as idle:
         for _ in range(2):

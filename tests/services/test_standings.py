@@ -76,6 +76,25 @@ async def test_a_tenants_own_limit_is_its_own(lives: Lives, store: Counted) -> N
     assert await standings.take("other", 9, T0) == 9
 
 
+async def test_places_that_were_not_needed_are_there_again(lives: Lives, store: Counted) -> None:
+    await lives.tenant(queue_limit=5)
+    standings = Standings(store, queue_limit=10)
+    assert await standings.take("default", 9, T0) == 5
+    standings.give_back("default", 3, T0)
+    assert await standings.take("default", 9, at(0.01)) == 3
+    assert await standings.take("other", 9, at(0.01)) == 5
+    assert store.counts == 2
+
+
+async def test_what_was_counted_since_has_none_to_give_back(lives: Lives, store: Counted) -> None:
+    standings = Standings(store, queue_limit=5)
+    await standings.take("default", 4, T0)
+    await lives.submit(new_job())
+    assert await standings.take("default", 1, at(2)) == 1
+    standings.give_back("default", 3, T0)  # the count of two seconds later knows of one job, and one is to come
+    assert await standings.take("default", 9, at(2.01)) == 3
+
+
 async def test_the_time_to_come_back_follows_from_the_pace_of_the_last_minute(lives: Lives, store: Counted) -> None:
     await lives.worker(now=at(30))
     for number in range(30):

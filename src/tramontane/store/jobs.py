@@ -86,8 +86,16 @@ class JobStore:
             refused = await refusals(connection, jobs)
             fine = [job for job in jobs if job.key not in refused] if refused else jobs
             inserted = await insert(connection, fine, now)
-            earlier = await self._earlier([job for job in fine if job.key.id not in inserted], connection)
-            return [refused.get(job.key) or _submitted(job, inserted, earlier) for job in jobs]
+            earlier = await self._earlier([job for job in jobs if job.key.id not in inserted], connection)
+            return [_submitted(job, inserted, earlier) or refused[job.key] for job in jobs]
+
+    async def replays(self, jobs: Sequence[NewJob]) -> dict[UUID, Submitted | IdempotencyMismatch]:
+        """What `submit` would answer for jobs whose Idempotency-Keys are taken, by their ids. Nothing is written."""
+        keyed = [job for job in jobs if job.idempotency_key is not None]
+        async with self._pool.acquire() as connection:
+            earlier = await self._earlier(keyed, connection)
+        outcomes = {job.key.id: _submitted(job, {}, earlier) for job in keyed}
+        return {job_id: outcome for job_id, outcome in outcomes.items() if outcome is not None}
 
     async def _earlier(self, jobs: Sequence[NewJob], connection: Connection) -> _Earlier:
         if not jobs:
@@ -434,12 +442,14 @@ async def visible_length(connection: Connection, job: Job) -> int:
     return int(body["off"]) + utf16_length(body["content"])
 
 
-def _submitted(job: NewJob, inserted: dict[UUID, Job], earlier: _Earlier) -> Submitted | IdempotencyMismatch:
+def _submitted(job: NewJob, inserted: dict[UUID, Job], earlier: _Earlier) -> Submitted | IdempotencyMismatch | None:
+    """What became of a job; None for one that is not there, and has no earlier one."""
     if job.key.id in inserted:
         return Submitted(job=inserted[job.key.id], replayed=False)
     if job.key in earlier:
         return Submitted(job=earlier[job.key][0], replayed=False)
-    assert job.idempotency_key is not None
+    if job.idempotency_key is None or (job.key.tenant, job.idempotency_key) not in earlier:
+        return None
     first, first_hash = earlier[job.key.tenant, job.idempotency_key]
     if first_hash != job.idempotency_hash:
         return IdempotencyMismatch("this Idempotency-Key was used with another body: send the same body, or a new key")
