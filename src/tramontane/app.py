@@ -120,7 +120,7 @@ async def open_app(settings: Settings, *, worker: bool, tracing: Tracing | None 
         metrics.watch("tramontane_stream_readers", "streams that this process serves", streams.readers)
         standings = Standings(StandingStore(database.pool), queue_limit=settings.queue_limit)
         service = Jobs(jobs, streams.wake, metrics.ended, told=metrics.group("submit"), standings=standings)
-        schedules = Schedules(ScheduleStore(database.pool))
+        schedules = Schedules(ScheduleStore(database.pool), standings)
         authentication = Authentication(KeyStore(database.pool))
         resolver = Resolver()
         endpoints = Endpoints(

@@ -4,15 +4,17 @@ import dataclasses
 import logging
 from collections import deque
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from tramontane.cron import Cron, read_cron
-from tramontane.errors import InvalidInput
+from tramontane.errors import BudgetExhausted, InvalidInput, Overloaded, QueueFull
 from tramontane.ids import iso, new_id, show_id
-from tramontane.models import CatchUp, JobKey, NewJob, Schedule
+from tramontane.models import EVERY, CatchUp, JobKey, NewJob, Schedule
+from tramontane.standings import Standings
 from tramontane.store import ScheduleStore, Turn
 from tramontane.telemetry import log
 
@@ -38,10 +40,14 @@ class Template(msgspec.Struct):
 
 
 class Schedules:
-    """The service behind the routes; `tick` is called by whoever leads, at least once a second."""
+    """The service behind the routes; `tick` is called by whoever leads, at least once a second.
 
-    def __init__(self, store: ScheduleStore) -> None:
+    standings: asked for places for the jobs; without them there are always some.
+    """
+
+    def __init__(self, store: ScheduleStore, standings: Standings | None = None) -> None:
         self._store = store
+        self._standings = standings
 
     async def add(
         self,
@@ -102,13 +108,48 @@ class Schedules:
         await self._store.delete(tenant, schedule_id)
 
     async def tick(self, now: datetime) -> datetime | None:
-        """Submit what is due. Returns when the next one is, None while there is none. Several at once do no harm."""
+        """Submit what is due, as far as there are places; what is put off stays due, and says why.
+
+        Returns when the next one is, None while there is none. Several at once do no harm.
+        """
+        full: dict[str, str] = {}
         while True:
-            turns = await self._store.fire(now, turn, limit=_BITE)
+            turns = await self._store.fire(now, partial(self._turn, full), limit=_BITE, besides=full.keys())
             for schedule, taken in turns:
                 _tell(schedule, taken)
-            if len(turns) < _BITE:
-                return await self._store.next_at()
+            if len(turns) < _BITE or EVERY in full:
+                break
+        for tenant, reason in full.items():
+            for schedule_id in await self._store.put_off(tenant, reason, now):
+                shown = show_id("sch", schedule_id)
+                log(logger, logging.WARNING, "schedule.put_off", schedule=shown, reason=reason)
+        return await self._store.next_at(now)
+
+    async def _turn(self, full: dict[str, str], schedule: Schedule, now: datetime) -> Turn:
+        """What it does now, with as many of its jobs as there are places for. full: who has none, and why."""
+        taken = turn(schedule, now)
+        if not taken.jobs:
+            return taken
+        places = 0 if full.keys() & {schedule.tenant, EVERY} else await self._places(schedule.tenant, taken, now, full)
+        if places >= len(taken.jobs):
+            return taken
+        if not places:
+            return Turn(put_off=True)
+        return Turn(jobs=taken.jobs[:places], times=taken.times[:places], next_at=taken.times[places])
+
+    async def _places(self, tenant: str, taken: Turn, now: datetime, full: dict[str, str]) -> int:
+        wanted = len(taken.jobs)
+        if self._standings is None:
+            return wanted
+        try:
+            return await self._standings.take(tenant, wanted, now)
+        except BudgetExhausted:
+            return wanted  # they wait or fail as the tenant's other jobs do, for all to see
+        except QueueFull as error:
+            full[tenant] = f"put off: as many jobs of this tenant wait as may ({error.code})"
+        except Overloaded as error:
+            full[EVERY] = f"put off: as many jobs wait in the whole fleet as may ({error.code})"
+        return 0
 
     async def list(self, tenant: str) -> list[Schedule]:
         """All of a tenant's, by name."""
@@ -126,7 +167,7 @@ def turn(schedule: Schedule, now: datetime) -> Turn:
         return Turn(fault="its job cannot be read any more: give it again")
     times = _wanted(schedule, cron, now)
     jobs = [_job(schedule, template, now, key=f"schedule:{schedule.id}:{iso(at)}") for at in times]
-    return Turn(jobs=jobs, last_at=times[-1] if times else None, next_at=cron.after(now))
+    return Turn(jobs=jobs, times=times, next_at=cron.after(now))
 
 
 def job_now(schedule: Schedule, now: datetime) -> NewJob:
@@ -179,6 +220,8 @@ def _tell(schedule: Schedule, taken: Turn) -> None:
     shown = show_id("sch", schedule.id)
     if taken.fault is not None:
         log(logger, logging.WARNING, "schedule.stopped", schedule=shown, reason=taken.fault)
+    elif taken.put_off:
+        pass  # told once for all, beside its reason
     elif not taken.jobs:
         log(logger, logging.WARNING, "schedule.skipped", schedule=shown, missed=schedule.next_at)
     else:

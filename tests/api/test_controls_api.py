@@ -250,6 +250,21 @@ async def test_a_worker_fires_what_is_due(api: Face) -> None:
     assert (await api.job(last, wait=10))["status"] == "completed"
 
 
+async def test_a_schedule_that_finds_no_place_says_so(simulator: Simulator, database_url: str) -> None:
+    async with facing(simulator, database_url, queue_limit=1) as api:
+        await told(api, "POST", "/api/pauses", 201)
+        await api.submit()
+        body = {"name": "a", "cron": "* * * * *", "job": {"messages": QUESTION}}
+        made = await told(api, "POST", "/api/schedules", 201, json=body)
+        due = "UPDATE schedules SET next_at = now() - interval '1 second' WHERE id = $1"
+        await api.app.database.pool.execute(due, read_id("sch", made["scheduleId"]))
+        async with asyncio.timeout(8):
+            while not (shown := (await told(api, "GET", "/api/schedules", 200))["schedules"][0])["reason"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (shown["status"], "overloaded" in shown["reason"]) == ("active", True)
+        assert await count(api) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -11,7 +11,9 @@ from tramontane.database import Database
 from tramontane.errors import Conflict, InvalidInput, NotFound
 from tramontane.models import CatchUp, Schedule
 from tramontane.schedules import MOST_MISSED, Schedules, Template, job_now
-from tramontane.store import ScheduleStore
+from tramontane.standings import Standings
+from tramontane.store import ScheduleStore, StandingStore
+from tramontane.store.schedules import MOST
 
 MINUTE = timedelta(minutes=1)
 
@@ -29,6 +31,15 @@ def store(lives: Lives) -> ScheduleStore:
 @pytest.fixture
 def schedules(store: ScheduleStore) -> Schedules:
     return Schedules(store)
+
+
+def limited(lives: Lives, *, queue_limit: int = 0) -> Schedules:
+    """Schedules that mind how many jobs wait."""
+    return Schedules(ScheduleStore(lives.pool), Standings(StandingStore(lives.pool), queue_limit=queue_limit))
+
+
+async def end_all(lives: Lives) -> None:
+    await lives.pool.execute("UPDATE jobs SET state = 'cancelled', completed_at = $1 WHERE state = 'queued'", T0)
 
 
 async def add(schedules: Schedules, cron: str = "* * * * *", **fields: Any) -> Schedule:
@@ -209,3 +220,95 @@ async def test_a_schedule_goes_on_with_less_priority_once_its_tenant_has_less(
 
     assert await lives.pool.fetchval("SELECT priority FROM jobs WHERE idempotency_key IS NOT NULL") == 0
     assert by_hand.priority == 0
+
+
+# Where no more may wait
+
+
+@pytest.mark.parametrize(("fleet", "tenants", "code"), [(1, None, "overloaded"), (0, 1, "queue_full")])
+async def test_a_time_that_finds_no_place_is_put_off_says_so_and_is_made_up_for(
+    lives: Lives, fleet: int, tenants: int | None, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await lives.tenant(queue_limit=tenants)
+    schedules = limited(lives, queue_limit=fleet)
+    made = await add(schedules)
+    await lives.submit(new_job())
+
+    for seconds in (0, 1, 2):
+        assert await schedules.tick(T0 + MINUTE + timedelta(seconds=seconds)) is None
+    put_off = await schedules.get("default", made.id)
+    assert (put_off.active, put_off.next_at, put_off.last_job) == (True, T0 + MINUTE, None)
+    assert put_off.reason is not None
+    assert code in put_off.reason
+    assert [record.message for record in caplog.records] == ["schedule.put_off"]
+
+    await end_all(lives)
+    assert await schedules.tick(T0 + MINUTE + timedelta(seconds=3)) == T0 + 2 * MINUTE
+    shown = await schedules.get("default", made.id)
+    assert (shown.reason, shown.last_at, shown.next_at) == (None, T0 + MINUTE, T0 + 2 * MINUTE)
+    assert await lives.pool.fetchval("SELECT count(*) FROM jobs WHERE schedule_id = $1", made.id) == 1
+
+
+async def test_as_many_missed_times_are_made_up_for_as_there_are_places_and_the_rest_later(lives: Lives) -> None:
+    await lives.tenant(queue_limit=2)
+    schedules = limited(lives)
+    made = await add(schedules, catch_up=CatchUp.ALL)
+    now = T0 + 5 * MINUTE
+    await schedules.tick(now)
+    assert await minutes(lives) == ["06:47", "06:48"]
+    assert (await schedules.get("default", made.id)).next_at == T0 + 3 * MINUTE
+    for seconds in (1, 2, 3):
+        await end_all(lives)
+        await schedules.tick(now + timedelta(seconds=seconds))
+    assert await minutes(lives) == ["06:47", "06:48", "06:49", "06:50", "06:51"]
+    assert (await schedules.get("default", made.id)).next_at == T0 + 6 * MINUTE
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [(CatchUp.ONE, ["06:55"]), (CatchUp.SKIP, [])])
+async def test_what_was_put_off_for_long_is_as_late_as_what_was_missed(
+    lives: Lives, catch_up: CatchUp, expected: list[str]
+) -> None:
+    await lives.tenant(queue_limit=0)
+    schedules = limited(lives)
+    await add(schedules, "*/11 * * * *", catch_up=catch_up)  # 06:55, and 07:06
+    await schedules.tick(T0 + 9 * MINUTE)
+    await lives.pool.execute("UPDATE tenants SET queue_limit = NULL")
+    await schedules.tick(T0 + 11 * MINUTE)
+    assert await minutes(lives) == expected
+
+
+async def test_a_full_queue_of_one_tenant_holds_up_nobody_else(lives: Lives) -> None:
+    await lives.tenant(queue_limit=0)
+    schedules = limited(lives)
+    for number in range(45):
+        await add(schedules, name=f"s{number}")
+    other = await add(schedules, "* * * * *", tenant="other", template=Template(new_job(tenant="other"), None))
+    await lives.pool.execute("UPDATE schedules SET next_at = $1 WHERE tenant_id = 'default'", T0)
+
+    assert await schedules.tick(T0 + MINUTE) == T0 + 2 * MINUTE
+
+    assert await lives.pool.fetchval("SELECT array_agg(schedule_id) FROM jobs") == [other.id]
+    assert await lives.pool.fetchval("SELECT count(*) FROM schedules WHERE reason IS NOT NULL") == 45
+
+
+async def test_a_spent_budget_puts_nothing_off_since_its_jobs_say_what_becomes_of_them(lives: Lives) -> None:
+    await lives.tenant(daily_tokens=0, on_budget="fail")
+    schedules = limited(lives)
+    await add(schedules)
+    await schedules.tick(T0 + MINUTE)
+    assert await minutes(lives) == ["06:47"]
+
+
+async def test_a_tenant_has_so_many_schedules_and_no_more(lives: Lives, schedules: Schedules) -> None:
+    first = await add(schedules)
+    await lives.pool.execute(
+        "INSERT INTO schedules SELECT (jsonb_populate_record(s, jsonb_build_object('id', gen_random_uuid(),"
+        " 'name', n))).* FROM schedules s, generate_series(2, $1) n",
+        MOST - 1,
+    )
+    await add(schedules, name="the last")
+    with pytest.raises(Conflict, match="1000 schedules"):
+        await add(schedules, name="one too many")
+    await add(schedules, tenant="other")
+    await schedules.delete("default", first.id)
+    await add(schedules, name="in its place")

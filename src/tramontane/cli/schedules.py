@@ -154,4 +154,4 @@ def _show(found: list[dict[str, Any]]) -> None:
     screen.show(listed)
     for one in found:
         if one["reason"]:
-            screen.note(f"{one['name']} was stopped: {one['reason']}")
+            screen.note(f"{one['name']} {'is' if one['status'] == 'active' else 'was stopped:'} {one['reason']}")

@@ -1,8 +1,9 @@
 """Jobs that come again: what was asked for, and the one verb by which it happens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -16,17 +17,23 @@ from tramontane.store.statements import Statements
 
 SQL = Statements("schedules")
 
+#: Schedules of a tenant: they are listed whole, and each may bring a hundred jobs at a time.
+MOST: Final = 1000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """What a schedule's turn comes to: jobs to submit, and when it is its turn again; or why it stops."""
 
     jobs: Sequence[NewJob] = ()
-    #: The time that the last of the jobs is for.
-    last_at: datetime | None = None
+    #: The time that each of the jobs is for.
+    times: Sequence[datetime] = ()
+    #: In the past, where not all of its jobs could be made.
     next_at: datetime | None = None
     #: Nothing can be made of it any more.
     fault: str | None = None
+    #: There is no place for any of its jobs: everything stays as it is, and its turn comes again.
+    put_off: bool = False
 
 
 class ScheduleStore:
@@ -38,10 +45,14 @@ class ScheduleStore:
     async def insert(self, schedule: Schedule, job: NewJob) -> Schedule:
         """Write a new schedule of a job.
 
-        Raises Conflict when the tenant has one of that name, and InvalidInput for a job of more priority than it has.
+        Raises Conflict when the tenant has one of that name, or MOST of them, and InvalidInput for a job of more
+        priority than it has.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             await _check(connection, job)
+            await connection.execute(SQL.take_turns, schedule.tenant)
+            if await connection.fetchval(SQL.count_schedules, schedule.tenant) >= MOST:
+                raise Conflict(f"there are {MOST} schedules already, and no more may be: delete one that is not needed")
             row = await connection.fetchrow(
                 SQL.insert_schedule,
                 schedule.tenant,
@@ -106,15 +117,21 @@ class ScheduleStore:
             raise _not_found(schedule_id)
 
     async def fire(
-        self, now: datetime, turn: Callable[[Schedule, datetime], Turn], *, limit: int
+        self,
+        now: datetime,
+        turn: Callable[[Schedule, datetime], Awaitable[Turn]],
+        *,
+        limit: int,
+        besides: Collection[str] = (),
     ) -> "list[tuple[Schedule, Turn]]":
         """Give their turn to schedules whose time has come: the jobs and the next time are written together.
 
         So a crash neither loses a turn nor doubles it, and two processes share the schedules between them.
+        besides: tenants whose schedules are left alone.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            due = [_schedule_from(row) for row in await connection.fetch(SQL.due_schedules, now, limit)]
-            turns = [(schedule, turn(schedule, now)) for schedule in due]
+            rows = await connection.fetch(SQL.due_schedules, now, limit, list(besides))
+            turns = [(schedule, await turn(schedule, now)) for schedule in map(_schedule_from, rows)]
             jobs = [job for _, taken in turns for job in taken.jobs]
             if jobs:
                 await insert(connection, jobs, now)
@@ -122,9 +139,16 @@ class ScheduleStore:
                 await _move(connection, schedule, taken, now)
         return turns
 
-    async def next_at(self) -> datetime | None:
-        """When the first of all schedules comes."""
-        moment: datetime | None = await self._pool.fetchval(SQL.next_schedule)
+    async def put_off(self, tenant: str, reason: str, now: datetime) -> "list[UUID]":
+        """Let the schedules that are due say why nothing comes of it; those that did not yet.
+
+        tenant: whose; EVERY for all.
+        """
+        return [row["id"] for row in await self._pool.fetch(SQL.put_off, tenant, reason, now)]
+
+    async def next_at(self, now: datetime) -> datetime | None:
+        """When the first of all schedules comes that is not due yet."""
+        moment: datetime | None = await self._pool.fetchval(SQL.next_schedule, now)
         return moment
 
     async def list(self, tenant: str) -> list[Schedule]:
@@ -138,11 +162,14 @@ async def _check(connection: Connection, job: NewJob) -> None:
 
 
 async def _move(connection: Connection, schedule: Schedule, turn: Turn, now: datetime) -> None:
+    if turn.put_off:
+        return
     if turn.fault is not None:
         await connection.execute(SQL.stop_schedule, schedule.tenant, schedule.id, turn.fault, now)
         return
     last_job = turn.jobs[-1].key.id if turn.jobs else None
-    await connection.execute(SQL.move_schedule, schedule.tenant, schedule.id, turn.next_at, turn.last_at, last_job)
+    last_at = turn.times[-1] if turn.times else None
+    await connection.execute(SQL.move_schedule, schedule.tenant, schedule.id, turn.next_at, last_at, last_job)
 
 
 def _state(schedule: Schedule) -> str:
