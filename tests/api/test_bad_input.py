@@ -16,6 +16,7 @@ from tramontane.simulator import Simulator
 SECRET = "hunter2-is-my-password"
 M = f'"messages":[{{"role":"user","content":"{SECRET}"}}]'
 DEEP = "[" * 100_000 + "]" * 100_000
+DEEP_HUGE = "[" * 5000 + "1e400" + "]" * 5000
 INVALID, NOT_JSON = (422, "invalid_request"), (400, "invalid_json")
 
 
@@ -69,7 +70,7 @@ def long(rest: str) -> str:
         # Deep, huge
         (f'{{"messages":{DEEP}}}', NOT_JSON, None),
         (f'{{"kind":"chat","request":{{{M},"x":{DEEP}}}}}', NOT_JSON, None),
-        (f'{{{M},"max_tokens":{"9" * 5000}}}', NOT_JSON, None),
+        (f'{{{M},"max_tokens":{"9" * 5000}}}', INVALID, "max_tokens"),
         (long('"priority":99999999999999999999'), INVALID, "priority"),
         (long('"timeout":1e400'), INVALID, "timeout"),
         (long('"timeout":"8d"'), INVALID, "timeout"),
@@ -118,6 +119,15 @@ def long(rest: str) -> str:
         (long('"metadata":[]'), INVALID, "metadata"),
         (long('"metadata":{"a":1}'), INVALID, "metadata.a"),
         (long('"metadata":{"a":"b\\u0000"}'), INVALID, "metadata.a"),
+        # Numbers that no reader of ours could hold, and what is no number of JSON's
+        (f'{{{M},"temperature":1e400}}', INVALID, "temperature"),
+        (f'{{{M},"metadata":{{"a":{"9" * 5000}}}}}', INVALID, "metadata.a"),
+        (f'{{{M},"temperature":1e400,"temperature":1}}', INVALID, "temperature"),
+        (f'{{"kind":"chat","request":{{{M},"next_year":[1,{{"x":-1E+0400}}]}}}}', INVALID, "request.next_year.1.x"),
+        (f'{{"kind":"chat","request":{{{M},"metadata":{{"{SECRET} ":1e999}}}}}}', INVALID, "request.metadata"),
+        (f'{{{M},"metadata":{{"a":{DEEP_HUGE}}}}}', NOT_JSON, None),
+        (f'{{{M},"metadata":{{"a":NaN}}}}', NOT_JSON, None),
+        (f'{{{M},"temperature":-Infinity}}', NOT_JSON, None),
         # Unknown fields and kinds, and the two forms mixed
         (f'{{{M},"mesages":[]}}', INVALID, "mesages"),
         (f'{{{M},"priority":1}}', INVALID, "priority"),
@@ -169,9 +179,9 @@ async def test_a_bad_body_is_refused_by_its_field(
         '{"messages":[{"role":"user","content":"a\\u0000b"}]}',
         '{"messages":[{"role":"user","content":"\\ud83c\\udf2c"}]}',
         '{"messages":[{"role":"user","content":""}]}',
-        f'{{{M},"temperature":1e400}}',
+        f'{{{M},"temperature":1e308,"random_seed":{10**400}}}',
         f"{{{M},{M}}}",
-        f'{{"kind":"chat","request":{{{M},"next_year":[1e400]}}}}',
+        f'{{"kind":"chat","request":{{{M},"next_year":[1e-400,-1.7e308]}}}}',
     ],
 )
 async def test_what_only_mistral_can_judge_is_taken_as_it_is(idle: Face, body: str) -> None:

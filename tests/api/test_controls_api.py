@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 import pytest_asyncio
 from clients import QUESTION
@@ -21,6 +22,7 @@ from tramontane.simulator import Behaviour, Simulator
 
 JSONL = {"content-type": "application/x-ndjson"}
 ENCRYPTION_KEY = base64.urlsafe_b64encode(b"k" * 32).decode()
+Number = msgspec.Raw
 LONG = {"kind": "chat", "request": {"messages": QUESTION}}
 
 
@@ -188,6 +190,18 @@ async def test_the_limit_of_a_body_is_that_of_each_line(simulator: Simulator, da
         assert (answer["accepted"], answer["jobs"][50]["error"]["code"]) == (51, "body_too_large")
 
 
+@pytest.mark.parametrize("headers", [JSONL, {}])
+async def test_a_number_that_nothing_can_hold_is_refused_in_its_place(idle: Face, headers: dict[str, str]) -> None:
+    bad = b'{"kind":"chat","request":{"messages":[{"role":"user","content":"x"}],"new":1e400}}'
+    good = json.dumps(LONG).encode()
+    body = b"\n".join([good, bad, good]) if headers else b"[" + b",".join([good, bad, good]) + b"]"
+    answer = await idle.ask("POST", "/api/jobs/bulk", data=body, headers=headers)
+    errors = [json.loads(line).get("error") for line in answer.body.splitlines()] if headers else None
+    if errors is None:
+        errors = [job.get("error") for job in answer.json["jobs"]]
+    assert [error and error["field"] for error in errors[:3]] == [None, "request.new", None]
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'"x"'])
 async def test_what_is_no_array_is_refused_as_a_whole(idle: Face, body: bytes) -> None:
     answer = await told(idle, "POST", "/api/jobs/bulk", 400, data=body, headers={"content-type": "application/json"})
@@ -271,6 +285,8 @@ async def test_a_schedule_that_finds_no_place_says_so(simulator: Simulator, data
         ({"cron": "61 * * * *"}, "cron"),
         ({"timezone": "Mars/Olympus"}, "timezone"),
         ({"job": {"messages": []}}, "job.messages"),
+        ({"job": {"messages": QUESTION, "tools": [{"n": Number("1e400")}]}}, "job.tools.0.n"),
+        ({"job": {"kind": "chat", "request": {"messages": QUESTION, "new": Number("-1e999")}}}, "job.request.new"),
         ({"job": LONG | {"runAt": "2030-01-01T00:00:00Z"}}, "job.runAt"),
         ({"job": LONG | {"deadline": "2030-01-01T00:00:00Z"}}, "job.deadline"),
         ({"job": 7}, "job"),
@@ -281,7 +297,10 @@ async def test_a_schedule_that_finds_no_place_says_so(simulator: Simulator, data
 )
 async def test_a_wrong_schedule_is_refused_by_field(idle: Face, changes: dict[str, Any], field: str) -> None:
     body = {"name": "a", "cron": "0 6 * * *", "job": {"messages": QUESTION}} | changes
-    assert (await told(idle, "POST", "/api/schedules", 422, json=body))["field"] == field
+    assert (await told(idle, "POST", "/api/schedules", 422, data=msgspec.json.encode(body)))["field"] == field
+    made = await told(idle, "POST", "/api/schedules", 201, json={"name": "b", "cron": "0 6 * * *", "job": LONG})
+    path, change = f"/api/schedules/{made['scheduleId']}", msgspec.json.encode(changes)
+    assert (await told(idle, "PATCH", path, 422, data=change))["field"] == field
 
 
 async def test_the_secret_of_a_scheduled_callback_is_sealed_and_never_shown(

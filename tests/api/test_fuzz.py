@@ -102,8 +102,15 @@ TEXT = st.text(st.characters(exclude_categories=()), max_size=100).map(
 ANYTHING = st.one_of(LINE, NUMBERS, TEXT)
 #: As a header's value: whatever has no end of line in it.
 VALUE = ANYTHING.map(lambda raw: re.sub(rb"[\r\n]", b"", raw))
+#: Beyond a double, at its end, and what only JavaScript calls a number.
+HUGE = st.sampled_from(["1e400", "-1E+999", "1e308", "1e-400", "9" * 400, "9" * 5000, "NaN", "-Infinity"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | HUGE.map(lambda number: msgspec.Raw(number.encode()))
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=12,
 )
@@ -160,7 +167,7 @@ async def test_any_id_is_answered(face: Face, name: bytes, tail: str) -> None:
 
 
 PATHS = ["/api/jobs", "/api/chat/stream", "/api/webhooks/endpoints", "/api/webhooks/explain", "/api/webhooks/listeners",
-         f"/api/jobs/{NOBODY}/ticket"]  # fmt: skip
+         "/api/jobs/bulk", "/api/jobs/retry", "/api/schedules", f"/api/jobs/{NOBODY}/ticket"]  # fmt: skip
 
 
 @tries(100)
@@ -189,6 +196,23 @@ async def test_a_broken_submit_never_repeats_what_the_message_said(face: Face, d
     assert status in (202, 400, 422)
     if status != 202:
         assert b"is-my-password" not in answer
+
+
+@tries(100)
+@given(st.sampled_from(["tools", "metadata", "n", "temperature", "x"]), JSON, st.sampled_from(["long", "short"]))
+async def test_whatever_a_field_of_mistrals_holds_every_way_in_takes_or_refuses_it(
+    face: Face, name: str, value: Any, form: str
+) -> None:
+    request = {"messages": [{"role": "user", "content": SECRET}], name: value}
+    job = {"kind": "chat", "request": request} if form == "long" else request
+    schedule = {"name": show_id("sch", new_id()), "cron": "0 0 1 1 *", "job": job}
+    taken = set()
+    for path, body in (("jobs", job), ("chat/stream", job), ("schedules", schedule), ("jobs/bulk", [job])):
+        status, answer = await ask(face, "POST", f"/api/{path}".encode(), body=msgspec.json.encode(body))
+        refused = status >= 400 or (path == "jobs/bulk" and msgspec.json.decode(answer)["refused"])
+        taken.add(not refused)
+        assert not refused or SECRET.encode() not in answer
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize("depth", [100, 1_000, 20_000])

@@ -79,6 +79,24 @@ async def test_both_bodies_are_taken_by_both_posts(api: Face, path: str, body: d
     assert sent["model"] == asked.get("model", "mistral-small-latest")
 
 
+@pytest.mark.parametrize("number", ["1.7e308", "-1E+308", "1e-400", "18446744073709551616", "9" * 400])
+@pytest.mark.parametrize("fault", [None, Behaviour(cut_after=20)])
+async def test_the_largest_numbers_that_are_taken_run_to_the_end(
+    api: Face, number: str, fault: Behaviour | None
+) -> None:
+    """Whatever reads the request on its way, the second attempt's look at the first one's text included."""
+    if fault is not None:
+        api.simulator.script(fault)
+    hello = '{"role":"user","content":"Hello!"}'
+    body = f'{{"request":{{"messages":[{hello}],"metadata":{{"x":[{number}]}},"max_tokens":400}}}}'
+    accepted = await api.ask("POST", "/api/jobs", data=body)
+    job = await api.job(accepted.json["jobId"], wait=10)
+    assert (job["status"], job["error"]) == ("completed", None)
+    row = await api.app.database.pool.fetchval("SELECT request::text FROM job_contents")
+    assert f'"metadata":{{"x":[{number}]}}' in row
+    assert len(api.simulator.ledger) == (1 if fault is None else 2)
+
+
 async def test_a_submit_answers_with_the_jobs_urls(idle: Face) -> None:
     answer = await idle.ask("POST", "/api/jobs", json={"messages": QUESTION})
 

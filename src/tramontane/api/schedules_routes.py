@@ -10,7 +10,7 @@ from msgspec import Raw
 from pydantic import BaseModel, ConfigDict, Field
 
 from tramontane.api.requests import Admin, Reader, Submitter, app_of, json_answer, read_body
-from tramontane.api.schemas import PlainText, new_job, parse
+from tramontane.api.schemas import PlainText, new_job, parse, read_fields
 from tramontane.app import App
 from tramontane.errors import InvalidInput
 from tramontane.ids import iso, read_id, show_id, utc_now
@@ -57,8 +57,8 @@ def _schema(form: type[BaseModel]) -> dict[str, Any]:
 async def add_schedule(request: Request, tenant: Admin) -> Response:
     """A job that comes again, from the first of its times after now."""
     app, body, now = app_of(request), await read_body(request), utc_now()
-    form = parse(ScheduleForm, body)
-    job, template = _template(app, body, tenant, now)
+    fields, form = read_fields(body), parse(ScheduleForm, body)
+    job, template = _template(app, fields, tenant, now)
     made = await app.schedules.add(
         tenant,
         name=form.name,
@@ -89,9 +89,9 @@ async def get_schedule(request: Request, schedule_id: str, tenant: Reader) -> Re
 async def change_schedule(request: Request, schedule_id: str, tenant: Admin) -> Response:
     """Change what is given; its next time is the first after now. `status`: `paused`, or `active` again."""
     app, body, now = app_of(request), await read_body(request), utc_now()
-    form = parse(ScheduleChange, body)
+    fields, form = read_fields(body), parse(ScheduleChange, body)
     schedule = await app.schedules.get(tenant, read_id("sch", schedule_id))
-    job, template = (schedule.job.encode(), None) if form.job is None else _template(app, body, tenant, now)
+    job, template = (schedule.job.encode(), None) if form.job is None else _template(app, fields, tenant, now)
     changed = dataclasses.replace(
         schedule,
         name=form.name or schedule.name,
@@ -120,14 +120,14 @@ async def run_schedule(request: Request, schedule_id: str, tenant: Submitter) ->
     return json_answer(shape, 202, {"location": shape.status_url})
 
 
-def _template(app: App, body: bytes, tenant: str, now: datetime) -> tuple[bytes, Template]:
+def _template(app: App, fields: dict[str, Raw], tenant: str, now: datetime) -> tuple[bytes, Template]:
     """The job of a body as it will be shown, and as it will be submitted. Raises InvalidInput naming `job.…`."""
-    raw = bytes(msgspec.json.decode(body, type=dict[str, Raw])["job"])
-    fields = msgspec.json.decode(raw, type=dict[str, Any])
+    raw = bytes(fields["job"])
+    given = msgspec.json.decode(raw, type=dict[str, Any])
     for name in ("runAt", "delay"):
-        if name in fields:
+        if name in given:
             raise InvalidInput(f"job.{name}", "is the schedule's to say: leave it out")
-    if isinstance(deadline := fields.get("deadline"), str) and "T" in deadline.upper():
+    if isinstance(deadline := given.get("deadline"), str) and "T" in deadline.upper():
         raise InvalidInput("job.deadline", 'must be a duration from each start on ("2h")')
     try:
         job = new_job(raw, app.settings, tenant=tenant, idempotency_key=None, now=now, callbacks=app.callbacks)
@@ -135,7 +135,7 @@ def _template(app: App, body: bytes, tenant: str, now: datetime) -> tuple[bytes,
         error.args = (f"job.{error}" if error.field else str(error),)
         error.message, error.field = str(error), f"job.{error.field}" if error.field else "job"
         raise
-    return _without_secrets(raw, fields), Template(job=job, request_id=fields.get("requestId"))
+    return _without_secrets(raw, given), Template(job=job, request_id=given.get("requestId"))
 
 
 def _without_secrets(raw: bytes, fields: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from msgspec import Raw
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 
+from tramontane.api.numbers import refuse_unreadable_numbers
 from tramontane.callbacks import Callbacks
 from tramontane.errors import InvalidInput, InvalidJSON, NotSupported
 from tramontane.ids import new_id, show_id
@@ -206,7 +207,7 @@ def new_job(
     callbacks: makes the job's callback; without it that is checked for its shape alone, and left out.
     Raises InvalidJSON, NotSupported, CallbackBlocked, and InvalidInput naming the field.
     """
-    fields = _fields(body)
+    fields = read_fields(body)
     if "kind" in fields or "request" in fields:
         _refuse_mixed(fields)
         form = parse(LongForm, body)
@@ -287,10 +288,12 @@ def invalid(error: ValidationError) -> InvalidInput:
     return InvalidInput(path, first["msg"].removeprefix("Value error, "))
 
 
-def _fields(body: bytes) -> dict[str, Raw]:
+def read_fields(body: bytes) -> dict[str, Raw]:
+    """The fields of a body that holds a job, each as it came. Raises InvalidJSON, NotSupported, and InvalidInput."""
     try:
         body.decode()
         fields = msgspec.json.decode(body, type=dict[str, Raw])
+        refuse_unreadable_numbers(body)
     except UnicodeDecodeError:
         raise InvalidJSON("", "the body is not UTF-8") from None
     except msgspec.ValidationError:
@@ -337,8 +340,4 @@ def _upstream(request: Raw) -> bytes:
 
 
 def _hash(body: bytes) -> bytes:
-    try:
-        canonical = msgspec.json.encode(msgspec.json.decode(body), order="sorted")
-    except msgspec.DecodeError:  # valid JSON that holds a number such as 1e400: as it is spelled, then
-        canonical = body
-    return hashlib.sha256(canonical).digest()
+    return hashlib.sha256(msgspec.json.encode(msgspec.json.decode(body), order="sorted")).digest()
