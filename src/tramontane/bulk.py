@@ -55,14 +55,18 @@ class Bulk:
                 raise
         return [outcome for job in jobs for outcome in await self._write([job])]
 
-    async def retry(self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int) -> list[Job]:
+    async def retry(
+        self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int, trace_context: str | None = None
+    ) -> list[Job]:
         """New jobs for ended ones that match and have not been retried, newest first, from before a cursor.
 
         limit: CHUNK at most. Raises BudgetExhausted, QueueFull and Overloaded when there is no place for any.
         """
         now = utc_now()
         places = await self._standings.take(tenant, min(limit, CHUNK), now)
-        jobs = await self._retries.retry(tenant, wanted, before=before, limit=places, now=now)
+        jobs = await self._retries.retry(
+            tenant, wanted, before=before, limit=places, now=now, trace_context=trace_context
+        )
         self._standings.give_back(tenant, places - len(jobs), now)
         return jobs
 

@@ -91,8 +91,8 @@ class Jobs:
             self._ended(job)
         return job
 
-    async def retry(self, key: JobKey) -> Submitted:
-        """A new job that asks the same as an ended one, and tells the same callback.
+    async def retry(self, key: JobKey, *, trace_context: str | None = None) -> Submitted:
+        """A new job that asks the same as an ended one, and tells the same callback; it is part of the trace given.
 
         Raises NotFound, JobNotEnded, ResultExpired.
         """
@@ -103,7 +103,8 @@ class Jobs:
             shown = show_id("job", key.id)
             raise ResultExpired(f"what {shown} asked is past TRAMONTANE_RESULT_RETENTION: submit it anew")
         contents, callback = await self._store.contents(key), await self._store.callback(key)
-        return await self.submit(asked_again(job, contents.request, callback=callback, now=utc_now()))
+        again = asked_again(job, contents.request, callback=callback, now=utc_now(), trace_context=trace_context)
+        return await self.submit(again)
 
     async def erase(self, key: JobKey) -> None:
         """Delete what an ended job said and heard. Raises NotFound, JobNotEnded."""

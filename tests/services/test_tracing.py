@@ -17,6 +17,8 @@ from opentelemetry.trace import SpanKind, StatusCode, format_trace_id
 
 from tramontane.api import serving
 from tramontane.app import open_app
+from tramontane.ids import read_id
+from tramontane.models import JobKey
 from tramontane.ports import listen_on, url_of
 from tramontane.settings import Settings
 from tramontane.simulator import Behaviour, Simulator
@@ -185,6 +187,45 @@ async def test_without_the_sdk_a_trace_that_came_with_the_submit_is_passed_on(
     async with traced(simulator, database_url, Tracing()) as server:
         headers = await server.run(traceparent=given)
     assert headers.get("traceparent") == (PARENT if given == PARENT else None)
+
+
+@pytest.mark.parametrize("way", ["retry", "retry by filter", "run of a schedule", "bulk"])
+async def test_every_request_that_makes_jobs_is_a_span_and_they_go_on_in_its_trace(
+    simulator: Simulator, database_url: str, tracing: Tracing, exporter: InMemorySpanExporter, way: str
+) -> None:
+    job = {"messages": [{"role": "user", "content": QUESTION}]}
+    settings = Settings(database_url=database_url, mistral_server_url=simulator.url, mistral_api_key="a-key")
+    async with (
+        open_app(settings, worker=False, tracing=tracing) as app,
+        aiohttp.ClientSession() as session,
+    ):
+        bound = listen_on("127.0.0.1", 0)
+        async with serving(app, bound):
+
+            async def post(path: str, json: Any = None, **headers: str) -> Any:
+                async with session.post(f"{url_of(bound)}/api{path}", json=json, headers=headers) as response:
+                    assert response.status < 300, await response.text()
+                    return await response.json()
+
+            ended = (await post("/jobs", job))["jobId"]
+            await post(f"/jobs/{ended}/cancel")
+            schedule = (await post("/schedules", {"name": "a", "cron": "0 0 1 1 *", "job": job}))["scheduleId"]
+            exporter.clear()
+            match way:
+                case "retry":
+                    made = await post(f"/jobs/{ended}/retry", traceparent=PARENT)
+                case "retry by filter":
+                    [made] = (await post("/jobs/retry", {"status": "cancelled"}, traceparent=PARENT))["jobs"]
+                case "run of a schedule":
+                    made = await post(f"/schedules/{schedule}/run", traceparent=PARENT)
+                case _:
+                    [made] = (await post("/jobs/bulk", [job], traceparent=PARENT))["jobs"]
+            kept = await app.jobs.get(JobKey(tenant="default", id=read_id("job", made["jobId"])))
+
+    [span] = exporter.get_finished_spans()
+    assert (span.name, span.kind, parent(span)) == ("submit", SpanKind.SERVER, int("00f067aa0ba902b7", 16))
+    assert span.context is not None
+    assert kept.trace_context == f"00-{TRACE}-{span.context.span_id:016x}-01"
 
 
 def test_outside_of_any_trace_there_is_none_to_carry() -> None:

@@ -167,10 +167,14 @@ _FORM: Final = {
 @router.post("/api/jobs/retry", openapi_extra=_FORM)
 async def retry_jobs(request: Request, tenant: Submitter) -> Response:
     """New jobs for ended ones that match and have not been retried: a page of them, newest first."""
-    form = parse(RetryForm, await read_body(request))
+    app, form = app_of(request), parse(RetryForm, await read_body(request))
     if not form.status.final:
         raise InvalidInput("status", "must be completed, failed or cancelled: only an ended job is retried")
-    jobs = await app_of(request).bulk.retry(tenant, _filter(form), before=read_cursor(form.cursor), limit=form.limit)
+    before = read_cursor(form.cursor)
+    with app.tracing.request("submit", request.headers):
+        jobs = await app.bulk.retry(
+            tenant, _filter(form), before=before, limit=form.limit, trace_context=tracing.current()
+        )
     pairs = [{"jobId": show_id("job", job.key.id), "retryOf": _retried(job.retry_of)} for job in jobs]
     # A page that could not be filled may have been short of places: the next one tells.
     return json_answer({"retried": len(pairs), "jobs": pairs, "next": pairs[-1]["retryOf"] if pairs else None})

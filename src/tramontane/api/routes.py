@@ -158,7 +158,9 @@ async def cancel_job(request: Request, job_id: str) -> Response:
 @router.post("/api/jobs/{job_id}/retry", status_code=202)
 async def retry_job(request: Request, job_id: str) -> Response:
     """A new job that asks the same as an ended one."""
-    return _accepted(await app_of(request).jobs.retry(_key(request, job_id, Scope.SUBMIT)))
+    app, key = app_of(request), _key(request, job_id, Scope.SUBMIT)
+    with app.tracing.request("submit", request.headers):
+        return _accepted(await app.jobs.retry(key, trace_context=tracing.current()))
 
 
 @router.delete("/api/jobs/{job_id}", status_code=204)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Raw
 from pydantic import BaseModel, ConfigDict, Field
 
+from tramontane import tracing
 from tramontane.api.requests import Admin, Reader, Submitter, app_of, json_answer, read_body
 from tramontane.api.schemas import PlainText, new_job, parse, read_fields
 from tramontane.app import App
@@ -115,8 +116,10 @@ async def delete_schedule(request: Request, schedule_id: str, tenant: Admin) -> 
 async def run_schedule(request: Request, schedule_id: str, tenant: Submitter) -> Response:
     """Its job now, out of turn. The schedule itself stays as it is."""
     app = app_of(request)
-    schedule = await app.schedules.get(tenant, read_id("sch", schedule_id))
-    shape = accepted_shape(await app.jobs.submit(job_now(schedule, utc_now())))
+    with app.tracing.request("submit", request.headers):
+        schedule = await app.schedules.get(tenant, read_id("sch", schedule_id))
+        job = dataclasses.replace(job_now(schedule, utc_now()), trace_context=tracing.current())
+        shape = accepted_shape(await app.jobs.submit(job))
     return json_answer(shape, 202, {"location": shape.status_url})
 
 

@@ -22,7 +22,14 @@ class RetryStore:
         self._pool = pool
 
     async def retry(
-        self, tenant: str, wanted: JobFilter, *, before: UUID | None, limit: int, now: datetime
+        self,
+        tenant: str,
+        wanted: JobFilter,
+        *,
+        before: UUID | None,
+        limit: int,
+        now: datetime,
+        trace_context: str | None = None,
     ) -> list[Job]:
         """New jobs that ask the same as ended ones that match, newest first, from before a cursor; one transaction.
 
@@ -50,15 +57,26 @@ class RetryStore:
             told = await connection.fetch(SQL.callbacks, tenant, [row["id"] for row in rows])
             callbacks = {row["job_id"]: callback_from(row) for row in told}
             jobs = [
-                asked_again(job_from(row), row["request"].encode(), callback=callbacks.get(row["id"]), now=now)
+                asked_again(
+                    job_from(row),
+                    row["request"].encode(),
+                    callback=callbacks.get(row["id"]),
+                    now=now,
+                    trace_context=trace_context,
+                )
                 for row in rows
             ]
             written = await insert(connection, jobs, now) if jobs else {}
         return [written[job.key.id] for job in jobs]
 
 
-def asked_again(job: Job, request: bytes, *, callback: Callback | None, now: datetime) -> NewJob:
-    """A new job that asks the same as an ended one, and tells the same callback. Its deadline was the other one's."""
+def asked_again(
+    job: Job, request: bytes, *, callback: Callback | None, now: datetime, trace_context: str | None = None
+) -> NewJob:
+    """A new job that asks the same as an ended one, and tells the same callback.
+
+    Its deadline was the other one's, and so was its trace.
+    """
     return NewJob(
         key=JobKey(tenant=job.key.tenant, id=new_id()),
         kind=job.kind,
@@ -77,4 +95,5 @@ def asked_again(job: Job, request: bytes, *, callback: Callback | None, now: dat
         resume=job.resume,
         prompt_tokens=estimate(request),
         max_tokens=job.max_tokens,
+        trace_context=trace_context,
     )
