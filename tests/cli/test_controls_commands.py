@@ -27,6 +27,7 @@ async def run(short_dir: Path, database_url: str, simulator: "Simulator") -> Asy
         DATABASE_URL=database_url,
         MISTRAL_SERVER_URL=simulator.url,
         MISTRAL_API_KEY="key",
+        TRAMONTANE_ENCRYPTION_KEY="A" * 43 + "=",
         TRAMONTANE_GRACE="0.2s",
     )
 
@@ -111,3 +112,51 @@ async def test_a_schedule_is_added_listed_run_paused_and_removed(run: Run) -> No
     assert (await run("schedules", "list")).out == "no schedules\n"
     assert (wrong.code, "minute" in wrong.err) == (2, True)
     assert (await run("schedules", "run", "daily")).code == 3
+
+
+async def test_a_schedule_takes_the_options_of_a_submit_and_what_is_given_is_changed(run: Run) -> None:
+    words = ("--priority", "-3", "--attempts", "5", "--timeout", "90s", "--deadline", "2h", "--model", "m-1")
+    more = ("--request-id", "mine", "--metadata", "team=blue", "--system", "Be brief", "--json")
+    added = json.loads((await run("schedules", "add", "daily", "0 6 * * *", "Say: aye", *words, *more)).out)
+    changed = json.loads((await run("schedules", "change", "daily", "--priority", "2", "--model", "m-2", "--json")).out)
+    moved = await run("schedules", "change", "daily", "--name", "weekly", "--cron", "@weekly", "--catch-up", "skip")
+    asked = await run("schedules", "change", "weekly", "--prompt", "Say: no", "--json")
+
+    options = {"attempts": 5, "timeout": "90s", "deadline": "2h", "requestId": "mine", "metadata": {"team": "blue"}}
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Say: aye"}]
+    request = {"model": "m-1", "messages": messages}
+    assert added["job"] == {"kind": "chat", "request": request, "priority": -3, **options}
+    assert changed["job"] == {"kind": "chat", "request": request | {"model": "m-2"}, "priority": 2, **options}
+    assert (changed["name"], changed["cron"]) == ("daily", "0 6 * * *")
+    assert moved.out.startswith("weekly active: next at ")
+    shown = json.loads(asked.out)
+    assert (shown["cron"], shown["catchUp"], shown["job"]["priority"]) == ("@weekly", "skip", 2)
+    assert shown["job"]["request"]["messages"] == [{"role": "user", "content": "Say: no"}]
+
+
+async def test_a_change_that_says_nothing_or_would_lose_something_is_refused(run: Run) -> None:
+    hook = ("--callback", "https://example.com/hook", "--callback-secret", "12345678")
+    added = await run("schedules", "add", "told", "0 6 * * *", "Hello", *hook)
+    nothing = await run("schedules", "change", "told")
+    alone = await run("schedules", "change", "told", "--system", "Be brief")
+    lost = await run("schedules", "change", "told", "--priority", "1")
+    wrong = await run("schedules", "change", "told", "--priority", "high")
+    timed = await run("schedules", "change", "told", "--cron", "0 7 * * *")
+    again = await run("schedules", "change", "told", "--priority", "1", *hook)
+
+    assert [one.code for one in (added, nothing, alone, lost, wrong, timed, again)] == [0, 2, 2, 2, 2, 0, 0]
+    assert ("--cron" in nothing.err, "--prompt" in alone.err, "--callback" in lost.err) == (True, True, True)
+    assert wrong.err.startswith("error: --priority")
+    assert (await run("schedules", "change", "nobody", "--cron", "@daily")).code == 3
+
+
+async def test_a_schedule_made_in_the_short_form_is_changed_too() -> None:
+    from tramontane.cli.schedules import _changed
+
+    short = {"messages": [], "model": "m", "requestId": "mine"}
+    assert _changed(short, {"model": "n"}, {"priority": 1}) == {
+        "kind": "chat",
+        "request": {"messages": [], "model": "n"},
+        "requestId": "mine",
+        "priority": 1,
+    }

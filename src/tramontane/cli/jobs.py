@@ -8,6 +8,7 @@ import typer
 from tramontane.cli import bulk, exits, screen
 from tramontane.cli.chat import DEFAULT_MODEL, tell
 from tramontane.cli.options import (
+    Attempts,
     Callback,
     CallbackSecret,
     DataDir,
@@ -15,8 +16,12 @@ from tramontane.cli.options import (
     Json,
     Metadata,
     Model,
+    Priority,
     Prompt,
-    callback_from,
+    RequestId,
+    System,
+    Timeout,
+    job_options,
     messages_from,
     number,
     pairs,
@@ -36,14 +41,14 @@ _WITHOUT_KEY: Final = "tramontane serve --simulator, in another terminal"
 def submit(
     prompt: Prompt,
     model: Model = DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="instructions that come first")] = None,
-    priority: Annotated[str | None, typer.Option(metavar="N", help="higher goes first; 0 when not given")] = None,
+    system: System = None,
+    priority: Priority = None,
     run_at: Annotated[str | None, typer.Option(metavar="TIME", help="not before, e.g. 2026-11-22T06:00:00Z")] = None,
     delay: Annotated[str | None, typer.Option(metavar="TIME", help='not before so long from now, e.g. "30s"')] = None,
     deadline: Annotated[str | None, typer.Option(metavar="TIME", help='not after: "2h" from now, or a time')] = None,
-    attempts: Annotated[str | None, typer.Option(metavar="N", help="how often it may fail before it stays so")] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="TIME", help='longest an attempt may take, e.g. "90s"')] = None,
-    request_id: Annotated[str | None, typer.Option(metavar="TEXT", help="your own name for it")] = None,
+    attempts: Attempts = None,
+    timeout: Timeout = None,
+    request_id: RequestId = None,
     idempotency_key: Annotated[str | None, typer.Option(metavar="KEY", help="one job, however often sent")] = None,
     metadata: Metadata = None,
     callback: Callback = None,
@@ -53,19 +58,19 @@ def submit(
     data_dir: DataDir = None,
 ) -> int:
     """Have a job done in the background."""
-    options = {
-        "priority": number("--priority", priority),
-        "runAt": run_at,
-        "delay": delay,
-        "deadline": deadline,
-        "attempts": number("--attempts", attempts),
-        "timeout": timeout,
-        "requestId": request_id,
-        "metadata": pairs("--metadata", metadata) or None,
-        "callback": callback_from(callback, callback_secret),
-    }
+    options = job_options(
+        priority=priority,
+        deadline=deadline,
+        attempts=attempts,
+        timeout=timeout,
+        request_id=request_id,
+        metadata=metadata,
+        callback=callback,
+        callback_secret=callback_secret,
+    )
+    times = {name: value for name, value in (("runAt", run_at), ("delay", delay)) if value is not None}
     request = {"model": model, "messages": messages_from(prompt_from(prompt), system)}
-    body = {"kind": "chat", "request": request} | {name: value for name, value in options.items() if value is not None}
+    body = {"kind": "chat", "request": request, **options, **times}
 
     async def ask(reached: Reached) -> int:
         if wait and reached.own:

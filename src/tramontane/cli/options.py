@@ -41,6 +41,15 @@ LogJson = Annotated[bool, typer.Option("--log-json", help="log lines as JSON, an
 Simulate = Annotated[bool, typer.Option("--simulator", help="a simulated Mistral in this process: no key is needed")]
 Model = Annotated[str, typer.Option("--model", metavar="NAME", help="model that answers")]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="what to ask; `-` reads standard input")]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="instructions that come first")]
+Priority = Annotated[str | None, typer.Option("--priority", metavar="N", help="higher goes first; 0 when not given")]
+Attempts = Annotated[
+    str | None, typer.Option("--attempts", metavar="N", help="how often it may fail before it stays so")
+]
+Timeout = Annotated[
+    str | None, typer.Option("--timeout", metavar="TIME", help='longest an attempt may take, e.g. "90s"')
+]
+RequestId = Annotated[str | None, typer.Option("--request-id", metavar="TEXT", help="your own name for it")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="a job's id, `job_…`")]
 Callback = Annotated[str | None, typer.Option("--callback", metavar="URL", help="tell the end of it there, signed")]
 CallbackSecret = Annotated[
@@ -108,6 +117,30 @@ def callback_from(url: str | None, secret: str | None) -> dict[str, str] | None:
             raise InvalidInput("--callback-secret", "signs nothing without --callback")
         return None
     return {"url": url} | ({"secret": secret} if secret is not None else {})
+
+
+def job_options(
+    *,
+    priority: str | None,
+    deadline: str | None,
+    attempts: str | None,
+    timeout: str | None,
+    request_id: str | None,
+    metadata: list[str] | None,
+    callback: str | None,
+    callback_secret: str | None,
+) -> dict[str, Any]:
+    """Our options of a job, as far as they are given. Raises InvalidInput naming the flag."""
+    options = {
+        "priority": number("--priority", priority),
+        "deadline": deadline,
+        "attempts": number("--attempts", attempts),
+        "timeout": timeout,
+        "requestId": request_id,
+        "metadata": pairs("--metadata", metadata) or None,
+        "callback": callback_from(callback, callback_secret),
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def prompt_from(text: str) -> str:

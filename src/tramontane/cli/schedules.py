@@ -8,24 +8,36 @@ import typer
 from tramontane.cli import exits, screen
 from tramontane.cli.chat import DEFAULT_MODEL
 from tramontane.cli.options import (
+    Attempts,
     Callback,
     CallbackSecret,
     DataDir,
     Json,
+    Metadata,
     Model,
+    Priority,
     Prompt,
-    callback_from,
+    RequestId,
+    System,
+    Timeout,
+    job_options,
     messages_from,
     prompt_from,
 )
 from tramontane.cli.reach import Reached, with_server
-from tramontane.errors import NotFound
+from tramontane.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from tramontane.client import ApiClient
 
 _ROOT: Final = "/api/schedules"
 
+_ZONE: Final = "of the times, e.g. Europe/Paris"
+_HOW: Final = "missed times: skip; one: the last; all: each, up to 100"
+
+Deadline = Annotated[
+    str | None, typer.Option("--deadline", metavar="TIME", help='each starts within this time, e.g. "2h"')
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="its name, or its id, `sch_…`")]
 
 
@@ -33,29 +45,87 @@ def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="yours, to find it again")],
     cron: Annotated[str, typer.Argument(metavar="CRON", help='when, e.g. "0 6 * * mon-fri"')],
     prompt: Prompt,
-    timezone: Annotated[str, typer.Option(metavar="ZONE", help="of the times, e.g. Europe/Paris")] = "UTC",
-    catch_up: Annotated[
-        str, typer.Option(metavar="HOW", help="missed times: skip; one: the last; all: each, up to 100")
-    ] = "one",
+    timezone: Annotated[str, typer.Option(metavar="ZONE", help=_ZONE)] = "UTC",
+    catch_up: Annotated[str, typer.Option(metavar="HOW", help=_HOW)] = "one",
     model: Model = DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="instructions that come first")] = None,
-    deadline: Annotated[
-        str | None, typer.Option(metavar="TIME", help='each starts within this time, e.g. "2h"')
-    ] = None,
+    system: System = None,
+    priority: Priority = None,
+    deadline: Deadline = None,
+    attempts: Attempts = None,
+    timeout: Timeout = None,
+    request_id: RequestId = None,
+    metadata: Metadata = None,
     callback: Callback = None,
     callback_secret: CallbackSecret = None,
     json: Json = False,
     data_dir: DataDir = None,
 ) -> int:
     """Have a job done again and again."""
-    options = {"deadline": deadline, "callback": callback_from(callback, callback_secret)}
+    options = job_options(
+        priority=priority,
+        deadline=deadline,
+        attempts=attempts,
+        timeout=timeout,
+        request_id=request_id,
+        metadata=metadata,
+        callback=callback,
+        callback_secret=callback_secret,
+    )
     request = {"model": model, "messages": messages_from(prompt_from(prompt), system)}
-    job = {"kind": "chat", "request": request} | {key: value for key, value in options.items() if value is not None}
+    job = {"kind": "chat", "request": request, **options}
     body = {"name": name, "cron": cron, "timezone": timezone, "catchUp": catch_up, "job": job}
 
     async def ask(reached: Reached) -> int:
         made = await reached.client.ask("POST", _ROOT, json=body)
         screen.show_json(made) if json else screen.say(f"{made['name']}: next at {made['nextAt']}")
+        return exits.OK
+
+    return with_server(data_dir, ask)
+
+
+def change(
+    name: Name,
+    new_name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="another name")] = None,
+    cron: Annotated[str | None, typer.Option(metavar="CRON", help='when, e.g. "0 6 * * mon-fri"')] = None,
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help=_ZONE)] = None,
+    catch_up: Annotated[str | None, typer.Option(metavar="HOW", help=_HOW)] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what to ask; `-` reads standard input")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="model that answers")] = None,
+    system: System = None,
+    priority: Priority = None,
+    deadline: Deadline = None,
+    attempts: Attempts = None,
+    timeout: Timeout = None,
+    request_id: RequestId = None,
+    metadata: Metadata = None,
+    callback: Callback = None,
+    callback_secret: CallbackSecret = None,
+    json: Json = False,
+    data_dir: DataDir = None,
+) -> int:
+    """Change what is given of a schedule; the rest stays."""
+    times = {"name": new_name, "cron": cron, "timezone": timezone, "catchUp": catch_up}
+    fields: dict[str, Any] = {key: value for key, value in times.items() if value is not None}
+    options = job_options(
+        priority=priority,
+        deadline=deadline,
+        attempts=attempts,
+        timeout=timeout,
+        request_id=request_id,
+        metadata=metadata,
+        callback=callback,
+        callback_secret=callback_secret,
+    )
+    request = _request(prompt, model, system)
+    if not (fields or options or request):
+        raise InvalidInput("NAME", "say what is to be changed, e.g. --cron")
+
+    async def ask(reached: Reached) -> int:
+        found = await _find(reached.client, name)
+        if options or request:
+            fields["job"] = _changed(found["job"], request, options)
+        changed = await reached.client.ask("PATCH", f"{_ROOT}/{found['scheduleId']}", json=fields)
+        screen.show_json(changed) if json else _say_next(changed)
         return exits.OK
 
     return with_server(data_dir, ask)
@@ -113,6 +183,7 @@ def run_now(name: Name, json: Json = False, data_dir: DataDir = None) -> int:
 
 COMMANDS: Final[dict[str, Callable[..., int]]] = {
     "add": add,
+    "change": change,
     "list": list_schedules,
     "pause": pause,
     "resume": resume,
@@ -121,22 +192,50 @@ COMMANDS: Final[dict[str, Callable[..., int]]] = {
 }
 
 
+def _request(prompt: str | None, model: str | None, system: str | None) -> dict[str, Any]:
+    """What is new of Mistral's request. Raises InvalidInput naming the flag."""
+    if prompt is None and system is not None:
+        raise InvalidInput("--system", "goes with --prompt: what is asked is changed as a whole")
+    asked = {} if prompt is None else {"messages": messages_from(prompt_from(prompt), system)}
+    return asked | ({} if model is None else {"model": model})
+
+
+def _changed(job: dict[str, Any], request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The whole job, as the server wants it, with what is new. Raises InvalidInput where it is not shown as a whole."""
+    if "request" not in job:  # the short form
+        ours: dict[str, Any] = {name: job[name] for name in ("requestId", "callback") if name in job}
+        job = {"kind": "chat", "request": {name: job[name] for name in job if name not in ours}, **ours}
+    if job.get("callback") is not None and "callback" not in options:
+        raise InvalidInput(
+            "--callback", "is needed again with another job: its secret is not shown, and cannot be kept"
+        )
+    return {**job, **options, "request": {**job["request"], **request}}
+
+
 def _change(name: str, fields: dict[str, Any], data_dir: str | None) -> int:
     async def ask(reached: Reached) -> int:
-        changed = await reached.client.ask("PATCH", await _path(reached.client, name), json=fields)
-        screen.say(
-            f"{changed['name']} {changed['status']}" + (f": next at {changed['nextAt']}" * bool(changed["nextAt"]))
-        )
+        _say_next(await reached.client.ask("PATCH", await _path(reached.client, name), json=fields))
         return exits.OK
 
     return with_server(data_dir, ask)
 
 
+def _say_next(changed: dict[str, Any]) -> None:
+    following = f": next at {changed['nextAt']}" if changed["nextAt"] else ""
+    screen.say(f"{changed['name']} {changed['status']}{following}")
+
+
 async def _path(client: "ApiClient", name: str) -> str:
     """The route of a schedule. Raises NotFound."""
-    for one in (await client.ask("GET", _ROOT))["schedules"]:
+    return f"{_ROOT}/{(await _find(client, name))['scheduleId']}"
+
+
+async def _find(client: "ApiClient", name: str) -> dict[str, Any]:
+    """The schedule. Raises NotFound."""
+    found: list[dict[str, Any]] = (await client.ask("GET", _ROOT))["schedules"]
+    for one in found:
         if name in (one["name"], one["scheduleId"]):
-            return f"{_ROOT}/{one['scheduleId']}"
+            return one
     raise NotFound(f"no such schedule: {name!r}")
 
 
