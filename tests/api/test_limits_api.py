@@ -221,9 +221,13 @@ async def test_the_name_of_a_fine_tuned_model_is_for_those_who_use_it(face: Face
     assert [one["model"] for one in shown] == ["ft:small:ours", MODEL]
 
 
-async def test_another_tenants_job_is_not_found(face: Face, lives: Lives) -> None:
-    [job] = await wait(lives, tenant="globex")
-    assert (await face.ask("GET", f"/api/limits?jobId={show_id('job', job.key.id)}")).status == 404
+async def test_a_job_is_told_of_to_its_own_tenant_and_is_not_found_by_any_other(face: Face, lives: Lives) -> None:
+    [own], [theirs] = await wait(lives, tenant="acme"), await wait(lives)
+    acme = bearer(await make_key(face.app, "acme"))
+    found = await face.ask("GET", f"/api/limits?jobId={show_id('job', own.key.id)}", **acme)
+    missed = await face.ask("GET", f"/api/limits?jobId={show_id('job', theirs.key.id)}", **acme)
+    assert (found.status, found.json["job"]["jobId"]) == (200, show_id("job", own.key.id))
+    assert (missed.status, missed.json["code"]) == (404, "not_found")
 
 
 async def test_a_parameter_that_is_none_is_refused(face: Face) -> None:

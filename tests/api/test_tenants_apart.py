@@ -50,6 +50,8 @@ FILTERS: tuple[tuple[str, dict[str, str]], ...] = (
     ("/api/webhooks/recoveries", {"endpoint": "endpoint_id", "cursor": "recovery_id"}),
     ("/api/webhooks/endpoints", {"cursor": "endpoint_id"}),
 )
+#: Parameters that name one thing, which is there for its tenant alone.
+NAMED: tuple[tuple[str, str, str], ...] = (("/api/limits", "jobId", "job_id"),)
 #: Open to everybody: signs of life, the description, and a page whose calls bring the key.
 OPEN = {
     "/healthz",
@@ -190,6 +192,15 @@ async def test_no_filter_and_no_cursor_reaches_what_is_another_tenants(acme: Acm
             answer = await face.ask("GET", path, params={name: acme.ids.get(value, value)}, **bearer(globex))
             assert answer.status == 200, answer.body
             assert [found for found in answer.json.values() if found] == [], (path, name)
+
+
+async def test_what_a_parameter_names_is_found_by_its_own_tenant_alone(acme: Acme, face: Face) -> None:
+    globex = await make_key(face.app, "globex", TENANTS_OWN)
+    for path, name, value in NAMED:
+        params = {name: acme.ids[value]}
+        mine, theirs = [await face.ask("GET", path, params=params, **bearer(key)) for key in (acme.key, globex)]
+        assert (mine.status, theirs.status) == (200, 404), path
+        assert SECRET.encode() not in theirs.body
 
 
 async def test_every_route_needs_a_key_but_those_that_are_meant_to_be_open(face: Face) -> None:
