@@ -388,6 +388,16 @@ async def test_places_are_for_new_jobs_alone_when_a_load_is_repeated(idle: Face)
     assert (answer["accepted"], answer["replayed"]) == (3, 4)
 
 
+async def test_a_replay_keeps_no_place_for_itself(idle: Face) -> None:
+    await idle.app.database.pool.execute(
+        "INSERT INTO tenants (id, queue_limit, created_at, updated_at) VALUES ('default', 3, now(), now())"
+    )
+    for _ in range(3):
+        await told(idle, "POST", "/api/jobs", 202, json={"messages": QUESTION}, headers={"Idempotency-Key": "once"})
+    for _ in range(2):
+        await told(idle, "POST", "/api/jobs", 202, json={"messages": QUESTION})
+
+
 async def test_a_replay_is_not_held_to_a_priority_that_was_lowered_since(idle: Face) -> None:
     body, once = LONG | {"priority": 5}, {"Idempotency-Key": "once"}
     first = await told(idle, "POST", "/api/jobs", 202, json=body, headers=once)
