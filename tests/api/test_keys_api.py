@@ -91,7 +91,7 @@ async def test_a_key_that_is_revoked_is_worthless_at_once_in_every_process(
     face: Face, simulator: Simulator, database_url: str
 ) -> None:
     key, known = await make_known_key(face.app)
-    async with facing(simulator, database_url, worker=False) as other:
+    async with facing(simulator, database_url, worker=False, encryption_keys=(SECRET,)) as other:
         for each in (face, other):
             assert (await each.ask("GET", "/api/jobs", **bearer(key))).status == 200
         await KeyStore(other.app.database.pool).revoke(known.id, utc_now())
@@ -475,8 +475,8 @@ async def test_an_engine_of_this_process_needs_no_key_of_its_own_database(
     simulator: Simulator, database_url: str, face: Face
 ) -> None:
     key = await make_key(face.app)
-    named = {"database_url": database_url, "mistral_server_url": simulator.url, "rate_limit": 0.0, "poll": 0.2}
-    async with Tramontane(**named, mistral_api_key="key", heartbeat=1.0) as t:  # type: ignore[arg-type]
+    named: dict[str, Any] = {"database_url": database_url, "mistral_server_url": simulator.url, "rate_limit": 0.0}
+    async with Tramontane(**named, encryption_keys=(SECRET,), mistral_api_key="key", heartbeat=1.0, poll=0.2) as t:
         result = await (await t.submit("Say: aye"))
     assert result.content == "aye"
     async with Tramontane(face.url, api_key=key) as t:
@@ -495,7 +495,7 @@ async def test_a_key_of_this_process_opens_no_other_process(
 ) -> None:
     await make_key(face.app)
     own = face.app.authentication.own_key()
-    async with facing(simulator, database_url, worker=False) as other:
+    async with facing(simulator, database_url, worker=False, encryption_keys=(SECRET,)) as other:
         assert (await face.ask("GET", "/api/jobs", **bearer(own))).status == 200
         assert (await other.ask("GET", "/api/jobs", **bearer(own))).status == 401
 
