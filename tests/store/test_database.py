@@ -71,6 +71,29 @@ async def test_json_is_text_in_and_out(empty_database_url: str) -> None:
         assert await database.pool.fetchval("SELECT $1::json", text) == text
 
 
+async def test_a_new_connection_asks_nothing_that_one_before_it_was_told_of_types(empty_database_url: str) -> None:
+    asked: list[str] = []
+    uses_arrays = "SELECT $1::uuid[] AS ids, $2::int4[] AS numbers, $3::timestamptz[] AS times"
+    async with opened(empty_database_url) as database:
+        first, second = await database.connect(), await database.connect()
+        await first.fetch(uses_arrays, [], [7], [])
+        with second.query_logger(lambda record: asked.append(record.query)):
+            [row] = await second.fetch(uses_arrays, [], [7], [])
+        await first.close()
+        await second.close()
+    assert asked == [uses_arrays]
+    assert row["numbers"] == [7]
+
+
+async def test_a_type_of_the_databases_own_is_asked_for_where_it_is(empty_database_url: str) -> None:
+    async with opened(empty_database_url) as database:
+        await database.pool.execute("CREATE TYPE public.wind AS ENUM ('mistral', 'tramontane')")
+        assert await database.pool.fetchval("SELECT $1::public.wind[]", ["tramontane"]) == ["tramontane"]
+        await database.pool.execute("DROP TYPE public.wind")
+        await database.pool.execute("CREATE TYPE public.wind AS (name text)")
+        assert await database.pool.fetchval("SELECT ROW('bora')::public.wind") == ("bora",)
+
+
 async def test_a_connection_that_comes_back_costs_no_statement_and_loses_its_open_transaction(
     empty_database_url: str,
 ) -> None:
