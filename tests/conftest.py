@@ -29,6 +29,13 @@ _NUMBERS = itertools.count(1)
 
 #: Seconds: whoever is given more may need them.
 _LONG = 60
+#: Each worker has two Postgres of its own.
+_MOST_WORKERS = 8
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for other processes."""
+    return min((os.cpu_count() or 1) + 1, _MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

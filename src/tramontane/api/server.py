@@ -1,5 +1,6 @@
 """Serving the API: it binds first, so that a taken port is one clear line, and ends streams before it ends."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -45,7 +46,7 @@ async def serving(app: App, bound: socket.socket, *, api: FastAPI | None = None)
         finally:
             app.streams.drain()
             app.listeners.drain()
-            server.should_exit = True
+            server.end()
 
 
 async def _ask_for_keys(app: App, bound: socket.socket) -> None:
@@ -68,6 +69,22 @@ def trusted_hosts(proxies: Iterable[IPv4Network | IPv6Network]) -> list[str]:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Take no more connections, and end."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Until it is to end. uvicorn's own looks ten times a second whether it is."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._ending.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the command's business."""
