@@ -1,4 +1,4 @@
-"""`python -m chaos [--seconds 240] [--seed N]`: run, report, and fail if anything was found."""
+"""`python -m chaos [--seconds 300] [--seed N]`: run, report, and fail if anything was found."""
 
 import argparse
 import asyncio
@@ -13,7 +13,7 @@ from chaos.run import Plan, run
 
 def main() -> int:
     words = argparse.ArgumentParser(prog="chaos")
-    words.add_argument("--seconds", type=float, default=180.0, help="of faults; what is needed to settle comes on top")
+    words.add_argument("--seconds", type=float, default=300.0, help="of faults; what is needed to settle comes on top")
     words.add_argument("--seed", type=int, default=random.randrange(2**32), help="of an earlier run, to repeat it")
     words.add_argument("--workers", type=int, default=4)
     words.add_argument("--kills", type=int, default=4, help="of leaders, to see how soon others go on; 0: none")
