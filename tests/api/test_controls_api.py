@@ -58,6 +58,8 @@ async def test_a_job_that_cannot_start_in_time_fails_within_a_second_of_its_dead
     simulator.behaviour = Behaviour(latency=20)
     async with facing(simulator, database_url, concurrency=1) as api:
         running = await api.submit()
+        async with api.events(running["jobId"]) as events:
+            await events.content.readuntil(b"start")  # or the other one, which is in a hurry, might take the only slot
         late = await told(api, "POST", "/api/jobs", 202, json=LONG | {"deadline": "1.5s"})
         job = await api.job(late["jobId"], wait=5)
         await told(api, "POST", running["cancelUrl"], 200)

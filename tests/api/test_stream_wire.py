@@ -284,8 +284,9 @@ async def test_readers_that_pause_while_an_answer_is_written_cost_no_memory_and_
     assert "*" + told == writer.text
     assert reader.final is not None
     assert any(frame.start < frame.id for frame in reader.frames), "what it had missed came merged"
-    # They are owed 60 MB. Each may have what the server and one write hold; the text is our own, here and there.
-    assert grown < 20 * 100 * 2**10 + 2 * len(writer.text) + 2 * 2**20, f"{grown / 2**20:.1f} MB"
+    # They are owed 60 MB. Each may have what the server and one write hold; the text is our own, here and there; and
+    # so much may lie about of whatever else a process does.
+    assert grown < 20 * 100 * 2**10 + 2 * len(writer.text) + 8 * 2**20, f"{grown / 2**20:.1f} MB"
     await left(idle)
 
 
