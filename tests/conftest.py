@@ -34,8 +34,8 @@ _MOST_WORKERS = 8
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for other processes."""
-    return min((os.cpu_count() or 1) + 1, _MOST_WORKERS)
+    """As many as there are cores, and two at least: many tests wait for other processes."""
+    return max(2, min(os.cpu_count() or 1, _MOST_WORKERS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
